@@ -1,0 +1,37 @@
+"""The three kinds of trouble: a bad request is a `UserError`, a bad video is a `VideoError`, anything else is a bug."""
+
+from typing import ClassVar
+
+
+class UserError(Exception):
+    """A request that cannot be served. The message says what to do; the command line exits with code 2."""
+
+
+class VideoError(Exception):
+    """One video cannot be used. It becomes a row of the `faces` table with this status; the job goes on."""
+
+    status: ClassVar[str]
+
+
+class DecodeError(VideoError):
+    """The file cannot be read as a video: missing, empty, truncated, not a video, an absurd size."""
+
+    status = "decode_error"
+
+
+class NoFaceError(VideoError):
+    """Frames were decoded, and none shows a face."""
+
+    status = "no_face"
+
+
+class CrashedError(VideoError):
+    """The process that decoded the video died or ran out of the memory it was allowed."""
+
+    status = "crashed"
+
+
+class TimeLimitError(VideoError):
+    """The video took longer than it was allowed."""
+
+    status = "timeout"

@@ -1,0 +1,124 @@
+"""One resolver for every place data lives in: local paths and s3://, gs:// ... URIs.
+
+S3-compatible stores: set AWS_ENDPOINT_URL (or add ?endpoint_override=host:port&scheme=http to the URI). Credentials
+come from the environment (AWS_ACCESS_KEY_ID ...), never from a URI that is written into a table.
+"""
+
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raydistal.errors import UserError
+
+
+def is_uri(location: str) -> bool:
+    """True for scheme://..., false for a local path."""
+    return "://" in location
+
+
+def resolve(location: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a local path or URI, and the path within it.
+
+    Raises:
+        UserError: the URI's scheme is unknown or its store cannot be set up.
+    """
+    if not is_uri(location):
+        return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+    try:
+        filesystem, path = fs.FileSystem.from_uri(location)
+    except (pa.ArrowInvalid, OSError, ImportError) as error:
+        raise UserError(
+            f"cannot open {location}: {error}. Give a local path or an s3://, gs:// or file:// URI."
+        ) from error
+    return filesystem, path.rstrip("/")
+
+
+def join(location: str, *names: str) -> str:
+    """`location` with `names` appended; a query (?endpoint_override=...) stays at the end."""
+    if not is_uri(location):
+        return str(Path(location, *names))
+    parts = urlsplit(location)
+    return parts._replace(path=posixpath.join(parts.path or "/", *names)).geturl()
+
+
+def absolute(location: str) -> str:
+    """`location` as every process of the job can open it: local paths become absolute, URIs stay."""
+    return location if is_uri(location) else resolve(location)[1]
+
+
+def read_bytes(location: str) -> bytes:
+    """The whole file. Raises FileNotFoundError or another OSError."""
+    filesystem, path = resolve(location)
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(location: str, content: bytes | pa.Buffer) -> None:
+    """Writes a file so that no reader ever sees half of it: renamed into place, or one atomic upload."""
+    filesystem, path = resolve(location)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as stream:  # object stores show a file only when it is complete
+            stream.write(content)
+        return
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=final.parent, prefix=".tmp-", delete=False) as temporary:
+        try:
+            temporary.write(content)
+            temporary.flush()
+            Path(temporary.name).chmod(0o644)
+            Path(temporary.name).replace(final)
+        except BaseException:
+            Path(temporary.name).unlink(missing_ok=True)
+            raise
+
+
+def delete(location: str) -> None:
+    """Removes a file; one that is not there is no error."""
+    filesystem, path = resolve(location)
+    if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+        filesystem.delete_file(path)
+
+
+def exists(location: str) -> bool:
+    """True if a file or folder is there."""
+    filesystem, path = resolve(location)
+    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+
+
+def list_files(location: str) -> list[str]:
+    """Paths, relative to `location`, of all files below it, sorted. A missing or empty folder gives [].
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    filesystem, path = resolve(location)
+    try:
+        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise UserError(f"cannot list {location}: {error}. Check that it exists and that you may read it.") from error
+    return sorted(posixpath.relpath(info.path, path) for info in infos if info.type == fs.FileType.File)
+
+
+@contextmanager
+def local_copy(location: str) -> Iterator[str]:
+    """The path of a local file with the content of `location`: itself if local, else a copy that is removed after.
+
+    Streams to disk, so a long video does not cost memory. Raises OSError when it cannot be read.
+    """
+    filesystem, path = resolve(location)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(prefix="raydistal-", suffix=posixpath.splitext(path)[1]) as copy:
+        with filesystem.open_input_stream(path) as stream:
+            shutil.copyfileobj(stream, copy, 1 << 20)
+        copy.flush()
+        yield copy.name

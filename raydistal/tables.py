@@ -1,0 +1,280 @@
+"""Tables on disk: a folder of Parquet parts plus `_table.json`, which is written last.
+
+Each part carries the config that made it, so a table of an interrupted job can be read, checked and continued: the
+parts are the ledger of the job.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from raydistal import storage
+from raydistal.errors import UserError
+
+Config = Mapping[str, Any]
+
+INFO = "_table.json"
+LOCK = "_lock.json"
+BEAT_S = 5.0
+BEATS_UNTIL_STALE = 4
+
+
+def fingerprint(config: Config) -> str:
+    """16 hexadecimal digits that change when the config does."""
+    return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def to_parquet(table: pa.Table, config: Config) -> pa.Buffer:
+    """`table` as a Parquet file that carries `config`."""
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({b"raydistal": json.dumps(config, sort_keys=True)})
+    # Dictionaries never help vectors and images, and cost half of the write time.
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False)
+    return sink.getvalue()
+
+
+def write_part(location: str, table: pa.Table, config: Config) -> None:
+    """Adds one part, named after its video_ids: writing the same rows again replaces them instead of doubling them."""
+    name = hashlib.blake2b("\n".join(table["video_id"].to_pylist()).encode(), digest_size=12).hexdigest()
+    storage.write_bytes(storage.join(location, f"part-{name}.parquet"), to_parquet(table, config))
+
+
+def write_table(location: str, table: pa.Table, config: Config, **info: Any) -> None:
+    """Writes a whole small table, replacing the one that was there. `info` joins `_table.json`."""
+    storage.delete(storage.join(location, INFO))  # written last, so its presence says that the table is complete
+    storage.write_bytes(storage.join(location, "part-0.parquet"), to_parquet(table, config))
+    write_info(location, config, num_rows=table.num_rows, **info)
+
+
+def write_info(location: str, config: Config, **info: Any) -> None:
+    """Writes `_table.json`: the sign that the table is complete."""
+    content = {"table": location.rstrip("/").rsplit("/", 1)[-1] + "/1", "fingerprint": fingerprint(config)}
+    content |= {"config": dict(config), **info, "versions": versions()}
+    storage.write_bytes(storage.join(location, INFO), json.dumps(content, indent=1).encode())
+
+
+def read_info(location: str) -> dict[str, Any]:
+    """`_table.json`, or {} while the table is incomplete or absent."""
+    try:
+        return dict(json.loads(storage.read_bytes(storage.join(location, INFO))))
+    except FileNotFoundError:
+        return {}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what is in a table."""
+    names = ("raydistal", "ray", "torch", "torchvision", "timm", "av", "opencv-python-headless", "numpy", "pyarrow")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def part_names(location: str) -> list[str]:
+    """File names of the parts of a table, sorted; [] if there is no table."""
+    return [name for name in storage.list_files(location) if name.startswith("part-") and name.endswith(".parquet")]
+
+
+def open_table(location: str, made_by: str) -> pads.Dataset:
+    """The parts as a pyarrow dataset, to be read by column and in batches.
+
+    Raises:
+        UserError: there is no table; the message names the command that makes it.
+    """
+    names = part_names(location)
+    if not names:
+        raise UserError(f"no table at {location}. Make it first: raydistal {made_by}")
+    filesystem, path = storage.resolve(location)
+    return pads.dataset([f"{path}/{name}" for name in names], filesystem=filesystem, format="parquet")
+
+
+def read_table(location: str, made_by: str, columns: list[str] | None = None) -> pa.Table:
+    """The table in memory, or some of its columns. Raises UserError like `open_table`."""
+    return open_table(location, made_by).to_table(columns=columns)
+
+
+def read_ledger(location: str, config: Config, warn: Callable[[str], None]) -> pa.Table:
+    """What an earlier run left: the columns video_id and status of every finished row.
+
+    Removes what a killed writer left behind (unreadable parts, temporary files); call it only as the table's writer.
+
+    Raises:
+        UserError: the rows were made with another config (the message says what differs).
+    """
+    for name in storage.list_files(location):
+        if name.startswith(".tmp-"):
+            storage.delete(storage.join(location, name))
+
+    def read(name: str) -> tuple[str, pa.Table] | None:
+        filesystem, path = storage.resolve(storage.join(location, name))
+        try:
+            rows = pq.read_table(path, columns=["video_id", "status"], filesystem=filesystem)
+        except pa.ArrowInvalid as error:  # not Parquet to the end; a store that fails raises OSError and stops the job
+            warn(f"removed an unreadable part, its videos are done again: {name} ({error})")
+            storage.delete(storage.join(location, name))
+            return None
+        return name, rows
+
+    empty = pa.schema([("video_id", pa.string()), ("status", pa.string())])
+    with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
+        parts = [part for part in pool.map(read, part_names(location)) if part]
+    for name, rows in parts:
+        refuse_other_config(location, name, json.loads(rows.schema.metadata[b"raydistal"]), config)
+    return pa.concat_tables([rows.cast(empty) for _, rows in parts] or [empty.empty_table()])
+
+
+def refuse_other_config(location: str, name: str, old: Config, new: Config) -> None:
+    """Raises UserError, naming each setting that differs, unless both configs are the same."""
+    new = json.loads(json.dumps(new))  # as it comes back from a file: tuples are lists
+    differing = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{location} was made with other settings ({name}):\n  " + "\n  ".join(differing) + "\n"
+            "Use the same settings to go on with it, or another --out to start afresh."
+        )
+
+
+def drop_failed(location: str, config: Config) -> int:
+    """Removes every row whose status is not ok or no_face, so that a run does those videos again; says how many."""
+    num_dropped = 0
+    for name in part_names(location):
+        part = storage.join(location, name)
+        filesystem, path = storage.resolve(part)
+        table = pq.read_table(path, filesystem=filesystem)
+        keep = table.filter(pc.is_in(table["status"], pa.array(["ok", "no_face"])))
+        num_dropped += table.num_rows - keep.num_rows
+        if keep.num_rows == 0:
+            storage.delete(part)
+        elif keep.num_rows < table.num_rows:
+            storage.write_bytes(part, to_parquet(keep, config))
+    return num_dropped
+
+
+def explode_faces(faces: pa.Table) -> pa.Table:
+    """One row per face instead of one per video: list columns give their items, the others are repeated.
+
+    Videos without a face vanish. A feature stays a list of D numbers.
+    """
+    lists = [field.name for field in faces.schema if pa.types.is_list(field.type)]
+    columns = {}
+    rows = pc.list_parent_indices(faces[lists[0]].combine_chunks())
+    for name in faces.column_names:
+        if name not in lists:
+            columns[name] = faces[name].take(rows)
+        elif faces[name].null_count < len(faces):  # a column of nulls (crops not kept) has no items
+            columns[name] = pc.list_flatten(faces[name].combine_chunks())
+    return pa.table(columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """The right to write a table; `check()` raises once another process has taken it over."""
+
+    location: str
+    lost: threading.Event
+
+    def check(self) -> None:
+        """Raises RuntimeError if this process was paused for so long that another one took the table."""
+        if self.lost.is_set():
+            raise RuntimeError(f"another process took over {self.location}; this one stops")
+
+
+@contextmanager
+def sole_writer(location: str) -> Iterator[Claim]:
+    """Holds the table for one writer by a file that is rewritten every 5 s.
+
+    A claim whose file has stopped changing for 20 s, or whose process on this host is gone, is taken over, so a killed
+    job can be continued. Needs no clock that agrees between hosts.
+
+    Raises:
+        UserError: another process is writing the table.
+    """
+    path = storage.join(location, LOCK)
+    owner = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+
+    def read() -> dict[str, Any]:
+        try:
+            return dict(json.loads(storage.read_bytes(path)))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+    def beat(number: int) -> None:
+        storage.write_bytes(path, json.dumps(owner | {"beat": number}).encode())
+
+    if (held := read()) and not _is_abandoned(held, read):
+        raise UserError(
+            f"{location} is being written by process {held.get('pid')} on {held.get('host')}. "
+            "Wait for it, stop it, or use another --out."
+        )
+    beat(0)
+    time.sleep(0.2)  # of two that start in the same moment, the one whose file was replaced gives way
+    if read().get("owner") != owner["owner"]:
+        raise UserError(f"{location} was claimed by another process at the same moment. Use another --out.")
+    lost, stop = threading.Event(), threading.Event()
+
+    def keep_claim() -> None:
+        number = 0
+        while not stop.wait(BEAT_S):
+            try:
+                if read().get("owner") != owner["owner"]:
+                    lost.set()
+                    return
+                beat(number := number + 1)
+            except OSError as error:  # a store that is away for a moment: try again at the next beat
+                print(f"raydistal: could not renew the claim on {location}: {error}", file=sys.stderr)
+
+    thread = threading.Thread(target=keep_claim, daemon=True, name="sole_writer")
+    thread.start()
+    try:
+        yield Claim(location, lost)
+    finally:
+        stop.set()
+        thread.join()
+        if not lost.is_set():
+            storage.delete(path)
+
+
+def _is_abandoned(held: Mapping[str, Any], read: Callable[[], dict[str, Any]]) -> bool:
+    if held.get("host") == socket.gethostname() and not _is_alive(held["pid"]):
+        return True
+    deadline = time.monotonic() + BEAT_S * BEATS_UNTIL_STALE
+    print(f"raydistal: waiting for a sign of life of process {held.get('pid')} on {held.get('host')}", file=sys.stderr)
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, BEAT_S / 2))
+        if (now := read()) != held:
+            return not now  # it beats, or it has finished in the meantime
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def count_values(values: Iterable[Any]) -> dict[str, int]:
+    """How often each value occurs, most frequent first."""
+    counts = pc.value_counts(pa.chunked_array([pa.array(values)])).to_pylist()
+    return {str(item["values"]): item["counts"] for item in sorted(counts, key=lambda item: -item["counts"])}
