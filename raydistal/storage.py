@@ -90,7 +90,7 @@ def delete(location: str) -> None:
 def exists(location: str) -> bool:
     """True if a file or folder is there."""
     filesystem, path = resolve(location)
-    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def list_files(location: str) -> list[str]:

@@ -65,7 +65,10 @@ def write_table(location: str, table: pa.Table, config: Config, **info: Any) -> 
 
 def write_info(location: str, config: Config, **info: Any) -> None:
     """Writes `_table.json`: the sign that the table is complete."""
-    content = {"table": location.rstrip("/").rsplit("/", 1)[-1] + "/1", "fingerprint": fingerprint(config)}
+    content: dict[str, Any] = {
+        "table": location.rstrip("/").rsplit("/", 1)[-1] + "/1",
+        "fingerprint": fingerprint(config),
+    }
     content |= {"config": dict(config), **info, "versions": versions()}
     storage.write_bytes(storage.join(location, INFO), json.dumps(content, indent=1).encode())
 
