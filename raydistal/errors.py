@@ -19,12 +19,6 @@ class DecodeError(VideoError):
     status = "decode_error"
 
 
-class NoFaceError(VideoError):
-    """Frames were decoded, and none shows a face."""
-
-    status = "no_face"
-
-
 class CrashedError(VideoError):
     """The process that decoded the video died or ran out of the memory it was allowed."""
 

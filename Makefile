@@ -1,0 +1,36 @@
+# Only Python 3.11+ and make are needed; everything goes into .venv
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test fast lint bench clean
+
+demo: .venv/installed ## a synthetic dataset -> index -> extract -> select -> report, in demo/
+	$(BIN)/raydistal demo --out demo
+
+test: .venv/installed-dev ## every test
+	$(BIN)/pytest
+
+fast: .venv/installed-dev ## the tests that start no Ray cluster and no browser
+	$(BIN)/pytest -m "not ray and not browser"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed-bench ## the ratios that README quotes
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv demo
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "raydistal needs Python 3.11 or later: make PYTHON=python3.12 ..."'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -c 'import torchvision'
+	touch $@
+
+.venv/installed-dev .venv/installed-bench: .venv/installed-%: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@

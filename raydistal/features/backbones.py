@@ -1,0 +1,193 @@
+"""Frozen networks that turn a face crop into a feature vector.
+
+vgg16       512 numbers: the last convolution (relu5_3, pooled) averaged over the picture. The default: an eighth of the
+            size on disk of vgg16-fc and none of its 120 million extra weights.
+vgg16-fc    4096 numbers: the second fully connected layer after ReLU ("fc7"), as DeepDistAL section 3 is usually read.
+resnet50    2048 numbers: global average pool.
+timm:NAME   any timm model, its pooled features before the classifier.
+
+Crops go in at the size at which they were cut (299 in the paper); every network here pools to a fixed length.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+from raydistal import storage
+from raydistal.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WAYS_OUT = (
+    "Give --weights FILE (a .safetensors or .pth state dict, local or s3://), or --weights random to try things out."
+)
+
+State = Mapping[str, torch.Tensor]
+
+
+class Backbone(nn.Module):
+    """(N, S, S, 3) uint8 crops to (N, D) features; normalisation included.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if name in ("vgg16", "vgg16-fc"):
+            network: Any = torchvision.models.vgg16()
+            network.classifier = network.classifier[:5] if name == "vgg16-fc" else nn.Sequential()
+            if name == "vgg16":
+                network.avgpool = nn.AdaptiveAvgPool2d(1)
+        elif name == "resnet50":
+            network = torchvision.models.resnet50()
+            network.fc = nn.Sequential()
+        elif name.startswith("timm:"):
+            network = _timm(name, pretrained=False, num_classes=0)
+            config: Any = network.pretrained_cfg
+            mean, std = config["mean"], config["std"]
+        else:
+            raise UserError(f"unknown backbone {name!r}: use vgg16, vgg16-fc, resnet50 or timm:NAME")
+        self.network = network
+        self.mean, self.std = mean, std
+
+    def forward(self, crops_NHWC: torch.Tensor) -> torch.Tensor:
+        """Features in the precision of the weights."""
+        weight = next(self.network.parameters())
+        mean = torch.tensor(self.mean, device=weight.device) * 255
+        std = torch.tensor(self.std, device=weight.device) * 255
+        pixels_NHWC = ((crops_NHWC.to(weight.device) - mean) / std).to(weight.dtype)
+        features: torch.Tensor = self.network(pixels_NHWC.permute(0, 3, 1, 2))  # channels last in memory: no copy
+        return features
+
+
+def load_weights(name: str, weights: str) -> dict[str, torch.Tensor]:
+    """The state dict that `Backbone(name).network` needs.
+
+    Args:
+        name: as in the module's list.
+        weights: "imagenet" (downloaded by torchvision or timm, or from their cache), "random" (the same each time), or
+            the path or URI of a state dict, .safetensors or PyTorch, of the network with or without its classifier.
+
+    Raises:
+        UserError: they cannot be had, or do not fit the network to the last tensor; the message says what to do.
+    """
+    if weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return dict(Backbone(name).network.state_dict())
+    with torch.device("meta"):  # shapes alone
+        needed = Backbone(name).network.state_dict()
+    given = _imagenet(name) if weights == "imagenet" else _read_state(weights)
+    missing = [key for key in needed if key not in given]
+    misfit = [key for key in needed if key in given and given[key].shape != needed[key].shape]
+    left_over = [key for key in given if key not in needed and not key.startswith(("classifier.", "fc.", "head"))]
+    if missing or misfit or left_over:
+        raise UserError(
+            f"the weights {weights} do not fit {name}: {len(missing)} tensors missing, {len(misfit)} of another shape, "
+            f"{len(left_over)} unknown, such as {', '.join((missing + misfit + left_over)[:3])}. {WAYS_OUT}"
+        )
+    return {key: given[key] for key in needed}
+
+
+def state_digest(state: State) -> str:
+    """16 hexadecimal digits of the weights themselves: which file they came from does not matter."""
+    digest = hashlib.blake2b(digest_size=8)
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].contiguous().view(torch.uint8).numpy().data if state[key].ndim else key.encode())
+    return digest.hexdigest()
+
+
+class FeatureExtractor:
+    """Runs a backbone on one device.
+
+    Args:
+        name: see the module's list.
+        state: from `load_weights`.
+        precision: float32, bfloat16, or auto: bfloat16 where the device computes it natively (2 to 3 times faster;
+            features differ by less than 1 %).
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, name: str, state: State, precision: str = "auto", device: str = "cpu") -> None:
+        with torch.device("meta"):  # no memory or time for initial values that are replaced at once
+            backbone = Backbone(name)
+        backbone.network.load_state_dict(dict(state), assign=True)
+        if any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers())):
+            backbone = Backbone(name)  # it has constants that no state dict holds
+            backbone.network.load_state_dict(dict(state))
+        dtype = (
+            torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and _has_bf16(device)) else torch.float
+        )
+        # Weights are converted once: autocast does it again for every batch.
+        self.backbone = backbone.eval().to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.batch_size = 64 if device == "cuda" else 8  # larger gains nothing and costs memory
+
+    @torch.inference_mode()
+    def __call__(self, crops_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        """(N, S, S, 3) uint8 RGB to (N, D) float16."""
+        starts = range(0, len(crops_NHWC), self.batch_size)
+        batches = (torch.tensor(crops_NHWC[start : start + self.batch_size]) for start in starts)
+        features = [self.backbone(batch).float().cpu() for batch in batches]
+        return torch.cat(features).numpy().astype(np.float16)
+
+
+def feature_dim(name: str, size_px: int) -> int:
+    """D of a backbone for crops of size_px. Raises UserError if the network is unknown or cannot take that size."""
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            return int(Backbone(name).eval()(torch.empty(1, size_px, size_px, 3)).shape[1])
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"{name} cannot take crops of {size_px} pixels: {error}. Choose another --size-px.") from error
+
+
+def _timm(name: str, **options: Any) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name.removeprefix("timm:")):
+        close = timm.list_models(f"*{name.removeprefix('timm:')[:5]}*")[:5]
+        raise UserError(f"timm knows no model {name.removeprefix('timm:')!r}; near it: {', '.join(close) or 'none'}")
+    model: nn.Module = timm.create_model(name.removeprefix("timm:"), **options)
+    return model
+
+
+def _imagenet(name: str) -> State:
+    try:
+        if name.startswith("timm:"):
+            return dict(_timm(name, pretrained=True).state_dict())
+        enum = {"vgg16": "VGG16_Weights", "vgg16-fc": "VGG16_Weights", "resnet50": "ResNet50_Weights"}[name]
+        state = torchvision.models.get_weight(f"{enum}.IMAGENET1K_V1").get_state_dict(progress=False, check_hash=True)
+        return dict(state)
+    except UserError:
+        raise
+    except Exception as error:  # each loader has its own errors for no network, no such weights, a broken download
+        raise UserError(f"cannot get ImageNet weights for {name}: {error}. {WAYS_OUT}") from error
+
+
+def _read_state(weights: str) -> State:
+    try:
+        with storage.local_copy(weights) as path:
+            if path.endswith(".safetensors"):
+                return safetensors.torch.load_file(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # as many kinds as there are broken files
+        raise UserError(f"cannot read weights from {weights}: {error}. {WAYS_OUT}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{weights} holds no state dict (names to tensors). {WAYS_OUT}")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _has_bf16(device: str) -> bool:
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("arm_bf16"))

@@ -1,0 +1,289 @@
+"""videos -> faces: decode, find and crop faces, compute features, write Parquet. One row per video, failures included.
+
+    videos -> look (CPU tasks; each video in a killable child) -> features (actors, GPU if there is one) -> write
+
+Ray Data streams rows through these stages. What is in the `faces` table is done: a rerun does what is missing.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydistal import storage, tables
+from raydistal.errors import DecodeError, UserError, VideoError
+from raydistal.faces import crop, look
+from raydistal.progress import Progress
+from raydistal.schemas import conform, faces_schema, list_column
+from raydistal.video.sampling import Sampling
+from raydistal.video.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    import ray
+
+    from raydistal.features.backbones import State
+
+VIDEOS_PER_BATCH = 4  # some 40 faces: enough to fill a GPU, few enough that a CPU answers in seconds
+VIDEOS_PER_PART = 16  # what a crash can lose at most, per writer; some 16 MB with PNG crops
+COUNTED = ("num_frames_seen", "num_faces", "look_s", "feature_s")  # summed up over all rows
+ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, because a lost node takes one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faces:
+    """How faces are found and cropped."""
+
+    detector: str = "haar"
+    """haar, none (the whole frame is the face), or the path of a YuNet ONNX model."""
+    scale_factor: float = 1.2
+    """Haar: step between the face sizes searched. Larger is faster and finds less."""
+    min_neighbors: int = 5
+    """Haar: detections that must agree on a face. Larger finds fewer false faces."""
+    min_face: float = 0.1
+    """Smallest face, as a fraction of the frame's height."""
+    margin: float = 0.3
+    """Added on each side of the face, as a fraction of its size."""
+    size_px: int = 299
+    """Side of the square crop."""
+    crops: str = "png"
+    """Crops kept in the table: png (lossless), jpeg:QUALITY, or none."""
+
+    def __post_init__(self) -> None:
+        crop.check_format(self.crops)
+        if not (self.scale_factor > 1 and self.min_neighbors >= 1 and 0 < self.min_face < 1 and self.margin >= 0):
+            raise UserError("need --scale-factor > 1, --min-neighbors >= 1, 0 < --min-face < 1 and --margin >= 0")
+        if not 32 <= self.size_px <= 1024:
+            raise UserError(f"--size-px must be from 32 to 1024, not {self.size_px}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """How crops become feature vectors."""
+
+    backbone: str = "vgg16"
+    """vgg16 (512 numbers), vgg16-fc (4096), resnet50 (2048) or timm:NAME."""
+    weights: str = "imagenet"
+    """imagenet, random, or the path or URI of a state dict."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the device computes it natively."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Decode, crop and feature every video of a run."""
+
+    out: str
+    """Run folder, local or s3://...: reads OUT/videos, writes OUT/faces."""
+    manifest: str = ""
+    """Another `videos` table to read, such as the distilled one of another run."""
+    sample: str = "even:10"
+    """Frames looked at: even:N, every:N, random:N or fps:R."""
+    sample_fake: str = ""
+    """The same for videos labelled fake; default: as --sample."""
+    faces: Faces = Faces()
+    features: Features = Features()
+    feature_workers: int = 0
+    """Processes that run the backbone; 0: one per GPU, without GPUs one per node."""
+    timeout_s: float = 300
+    """Seconds that one video may take."""
+    memory_mib: int = 2048
+    """Memory that the decoding of one video may take, in MiB."""
+    retry_failed: bool = False
+    """Do videos again that failed (decode_error, crashed, timeout) in an earlier run."""
+
+    def __post_init__(self) -> None:
+        Sampling.parse(self.sample)
+        Sampling.parse(self.sample_fake or self.sample)
+        if self.timeout_s <= 0 or self.memory_mib < 64 or self.feature_workers < 0:
+            raise UserError("need --timeout-s above 0, --memory-mib of at least 64, --feature-workers of 0 or more")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Runs the pipeline on the connected Ray cluster and returns the job's summary.
+
+    Raises:
+        UserError: bad weights, no manifest, other settings than those of the rows already there, another writer.
+    """
+    from raydistal.features.backbones import feature_dim, load_weights, state_digest
+
+    began = time.monotonic()
+    videos = tables.read_table(config.manifest or storage.join(config.out, "videos"), "index")
+    state = load_weights(config.features.backbone, config.features.weights)
+    schema = faces_schema(feature_dim(config.features.backbone, config.faces.size_px))
+    settings = result_settings(config) | {"weights_digest": state_digest(state)}
+    out = storage.absolute(storage.join(config.out, "faces"))
+
+    with tables.sole_writer(out) as claim:
+        if config.retry_failed:
+            print(f"dropped {tables.drop_failed(out, settings)} failed rows to do them again", file=sys.stderr)
+        ledger = tables.read_ledger(out, settings, lambda line: print(line, file=sys.stderr))
+        pending = videos.filter(pc.invert(pc.is_in(videos["video_id"], ledger["video_id"])))
+        if not len(pending) and tables.read_info(out):
+            return _summary(out, ledger["status"].to_pylist(), len(ledger), 0, began)
+        storage.delete(storage.join(out, tables.INFO))
+        totals = dict.fromkeys(COUNTED, 0.0)
+        statuses = list(ledger["status"].to_pylist())
+        with Progress("extract", len(pending), unit="videos") as progress:
+            for batch in _stream(config, pending, state, schema, settings, out) if len(pending) else ():
+                claim.check()
+                for name in totals:
+                    totals[name] += float(np.sum(batch[name]))
+                statuses += list(batch["status"])
+                failed = sum(status != "ok" for status in statuses)
+                progress.advance(len(batch["status"]), f"{failed} without faces" if failed else "")
+        info = {"counts": tables.count_values(statuses), "seconds": time.monotonic() - began}
+        tables.write_info(out, settings, num_rows=len(statuses), num_new=len(pending), stages=totals, **info)
+    return _summary(out, statuses, len(ledger), int(totals["num_faces"]), began)
+
+
+def _summary(out: str, statuses: list[str], num_before: int, num_faces: int, began: float) -> dict[str, Any]:
+    counts = {
+        "videos": len(statuses),
+        **tables.count_values(statuses),
+        "done_before": num_before,
+        "new_faces": num_faces,
+    }
+    return counts | {"seconds": round(time.monotonic() - began, 1), "table": out}
+
+
+def result_settings(config: Config) -> dict[str, Any]:
+    """The part of the config that decides what is in a row: rows made with another one are not mixed with these."""
+    faces, features = dataclasses.asdict(config.faces), dataclasses.asdict(config.features)
+    return {"sample": config.sample, "sample_fake": config.sample_fake or config.sample} | faces | features
+
+
+def _stream(
+    config: Config,
+    pending: pa.Table,
+    state: "State",
+    schema: pa.Schema,
+    settings: dict[str, Any],
+    out: str,
+) -> Iterator[dict[str, Any]]:
+    """Runs the stages; yields, for each part written, arrays of what `write_part` returns."""
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    # With reservations, two CPUs decode one video at a time; what is in flight stays bounded by the queue in front of
+    # the features (downstream_capacity_backpressure_ratio).
+    context.op_resource_reservation_enabled = False
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    num_workers = config.feature_workers or num_gpus or num_nodes
+    # Enough tasks to keep all CPUs busy to the end, not so many that starting them costs.
+    videos_per_task = max(1, min(8, len(pending) // (8 * num_cpus)))
+    features, feature_dim = config.features, schema.field("feature").type.value_type.list_size
+    columns = pending.select(["video_id", "uri", "label"])
+    weights = ray.put(state)  # read once, handed to every actor by the object store
+    dataset = (
+        ray.data.from_arrow(columns, override_num_blocks=-(-len(pending) // videos_per_task))
+        .map_batches(
+            partial(look_stage, config=config),
+            batch_format="pyarrow",
+            batch_size=None,  # the block: rows leave one by one as they are done
+            num_cpus=1,
+            ray_remote_args_fn=lambda: {"max_retries": ATTEMPTS},
+        )
+        .map_batches(
+            FeatureStage,
+            fn_constructor_args=(weights, features.backbone, features.precision, feature_dim),
+            batch_format="pyarrow",
+            batch_size=VIDEOS_PER_BATCH,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, num_workers)),
+            # On CPUs the network shares the cores with decoding: reserving some would idle them half of the time.
+            num_cpus=0,
+            num_gpus=1 if num_gpus else 0,
+            ray_remote_args_fn=lambda: {
+                "scheduling_strategy": "SPREAD",
+                "max_restarts": ATTEMPTS,
+                "max_task_retries": ATTEMPTS,
+            },
+        )
+        .map_batches(
+            partial(write_part, schema=schema, settings=settings, out=out),
+            batch_format="pyarrow",
+            batch_size=VIDEOS_PER_PART,
+            num_cpus=0,  # waits for the disk; a slot of its own could deadlock a small cluster
+            ray_remote_args_fn=lambda: {"max_retries": ATTEMPTS},
+        )
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def look_stage(videos: pa.Table, config: Config) -> Iterator[pa.Table]:
+    """Rows of `videos` -> rows of `faces` with `pixels` instead of `feature`, and with `look_s`."""
+    for video in videos.to_pylist():
+        began = time.monotonic()
+        try:
+            found = _look(video, config)
+        except VideoError as failure:
+            faces = config.faces
+            found = look.row(video["video_id"], failure.status, str(failure), faces.size_px, faces.crops)
+        yield found.append_column("look_s", pa.array([time.monotonic() - began]))
+
+
+_sandbox: Sandbox | None = None  # one child per Ray worker, kept from task to task
+
+
+def _look(video: dict[str, Any], config: Config) -> pa.Table:
+    global _sandbox
+    if _sandbox is None:
+        memory_bytes = config.memory_mib << 20
+        _sandbox = Sandbox("raydistal.faces.look:look", memory_bytes=memory_bytes, timeout_s=config.timeout_s)
+    sample = (video["label"] == 1 and config.sample_fake) or config.sample
+    for attempt in range(ATTEMPTS):
+        try:
+            with storage.local_copy(video["uri"]) as path:
+                arguments = dataclasses.asdict(config.faces)
+                return _sandbox.call(path=path, video_id=video["video_id"], sample=sample, **arguments)
+        except (OSError, UserError) as error:
+            if isinstance(error, FileNotFoundError | UserError) or attempt == ATTEMPTS - 1:
+                raise DecodeError(f"cannot be read: {error}") from error
+            time.sleep(2**attempt)  # a store that is busy for a moment must not cost the video
+    raise AssertionError("unreachable")
+
+
+class FeatureStage:
+    """Actor: holds the network, turns the column `pixels` into `feature`, adds `num_faces` and `feature_s`."""
+
+    def __init__(self, state: "ray.ObjectRef[State]", backbone: str, precision: str, feature_dim: int) -> None:
+        import ray
+        import torch
+
+        from raydistal.features.backbones import FeatureExtractor
+
+        node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+        torch.set_num_threads(max(1, int(node["Resources"].get("CPU", 1))))  # Ray sets 1 for an actor without CPUs
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self.extract = FeatureExtractor(backbone, ray.get(state), precision, device)
+        self.no_feature = np.empty((0, feature_dim), np.float16)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        began = time.monotonic()
+        pixels = rows["pixels"].combine_chunks()
+        num_faces = pc.list_value_length(pixels).to_numpy()
+        side_px = round((pixels.type.value_type.list_size / 3) ** 0.5)
+        crops_NHWC = pixels.flatten().flatten().to_numpy().reshape(-1, side_px, side_px, 3)
+        feature_ND = self.extract(crops_NHWC) if len(crops_NHWC) else self.no_feature
+        seconds = np.full(rows.num_rows, (time.monotonic() - began) / rows.num_rows)
+        return (
+            rows.drop_columns(["pixels"])
+            .append_column("feature", list_column(feature_ND, num_faces))
+            .append_column("num_faces", pa.array(num_faces))
+            .append_column("feature_s", pa.array(seconds))
+        )
+
+
+def write_part(rows: pa.Table, schema: pa.Schema, settings: dict[str, Any], out: str) -> pa.Table:
+    """Writes rows as one part of the table; returns what the driver counts."""
+    tables.write_part(out, conform(rows, schema), settings)
+    return rows.select(["status", *COUNTED])

@@ -1,0 +1,231 @@
+"""Sparse, exact decoding: only what the wanted frames need, and the same pixels as decoding everything.
+
+Two passes over the packets (reading them costs about 2 % of decoding them). The first lists presentation times and key
+frames. The second skips every group of pictures (GOP) without a wanted frame, stops each GOP after its last wanted
+one, and lets the decoder drop frames that nothing refers to. Where a stream does not keep the rules that this relies
+on (times absent or repeated, a frame that does not come out), everything is decoded instead.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import PictureType, VideoFrame
+from av.video.stream import VideoStream
+
+from raydistal.errors import DecodeError
+
+# Codecs in which a frame that is not a reference can be left out without a trace in any other frame. Not HEVC (a
+# sub-layer non-reference frame may be referred to from a higher layer), not VP9 and AV1 (entropy contexts carry over).
+SKIPPABLE = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
+LUMA_FIRST = frozenset({"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray"})
+# Containers of videos and pictures. Not playlists (hls, concat, dash): a file must not make us open other files.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,mxf,ivf,h264,hevc,obu,m4v,mpegvideo,mjpeg,nut,gif,"
+    "jpeg_pipe,png_pipe,bmp_pipe,webp_pipe,tiff_pipe"
+)
+MAX_PIXELS = 8192 * 8192  # per frame; a header that claims more is not a video of a face
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One decoded frame; pixels are converted when asked for, upright."""
+
+    index: int  # in presentation order, from 0
+    pts_s: float
+    picture: VideoFrame
+
+    def rgb(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8."""
+        return self._upright(self.picture.to_ndarray(format="rgb24"))
+
+    def luma(self) -> npt.NDArray[np.uint8]:
+        """(H, W) uint8 brightness, without a copy for the usual formats: what face detection needs."""
+        if self.picture.format.name not in LUMA_FIRST:
+            return self._upright(self.picture.to_ndarray(format="gray"))
+        plane = self.picture.planes[0]
+        luma = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        return self._upright(luma[: self.picture.height, : self.picture.width])
+
+    def _upright(self, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        turns = round(self.picture.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+        return np.rot90(image, turns) if turns else image
+
+
+@dataclasses.dataclass(frozen=True)
+class PacketIndex:
+    """What a pass over the packets tells, in decoding order (P packets) and in presentation order (N frames)."""
+
+    pts_P: npt.NDArray[np.int64]  # stream ticks
+    is_key_P: npt.NDArray[np.bool_]
+    pts_N: npt.NDArray[np.int64]
+    pts_s_N: npt.NDArray[np.float64]
+    sparse: bool  # false: times are not those of the packets but of a full decode, which must be repeated
+
+
+def read_index(path: str) -> PacketIndex:
+    """Lists the frames of the first video stream (not cover art) without decoding them where that is possible.
+
+    Raises:
+        DecodeError: no readable video in the file, or larger than 8192 x 8192 pixels.
+    """
+    pts: list[int | None] = []
+    flags: list[tuple[bool, bool]] = []
+    with _open(path) as (container, stream):
+        for packet in _packets(container, stream):
+            pts.append(packet.pts)
+            flags.append((packet.is_keyframe, not packet.is_discard and not packet.is_corrupt))
+        time_base = float(stream.time_base or 0)
+    is_key_P, is_shown_P = np.array(flags, bool).reshape(-1, 2).T
+    known = None not in pts
+    pts_P = np.array(pts if known else [], np.int64)
+    pts_N = np.sort(pts_P[is_shown_P]) if known else pts_P
+    if known and time_base and len(pts_N) and (np.diff(pts_N) > 0).all():
+        return PacketIndex(pts_P, is_key_P, pts_N, pts_N.astype(np.float64) * time_base, sparse=True)
+    return _index_by_decoding(path)
+
+
+def decode_frames(path: str, index: PacketIndex, wanted_K: npt.NDArray[np.int64]) -> Iterator[Frame]:
+    """Yields the frames with these indices, one at a time; those that are damaged or do not decode are left out.
+
+    They come in ascending order, except that frames of a damaged stream may come late. Raises DecodeError as
+    `read_index` does.
+    """
+    wanted = {int(index.pts_N[i]): int(i) for i in wanted_K}
+    if index.sparse:
+        for frame in _in_order(_decode_sparse(path, index, wanted), index, wanted):
+            del wanted[int(index.pts_N[frame.index])]
+            yield frame
+    if wanted:
+        yield from _decode_all(path, index, wanted)
+
+
+def _decode_sparse(path: str, index: PacketIndex, wanted: dict[int, int]) -> Iterator[VideoFrame]:
+    is_wanted_P = np.isin(index.pts_P, list(wanted))
+    last_P = _last_packet_needed(index, is_wanted_P)
+    with _open(path) as (container, stream):
+        codec = stream.codec_context
+        skippable = codec.name in SKIPPABLE
+        fresh = True  # the next picture is the first since the decoder started or was flushed
+        for number, packet in enumerate(_packets(container, stream)):
+            if number > last_P[number]:
+                continue
+            if skippable:
+                codec.skip_frame = "DEFAULT" if is_wanted_P[number] else "NONREF"
+            try:
+                pictures = codec.decode(packet)
+                if number == last_P[number]:
+                    pictures += codec.decode(None)
+                    codec.flush_buffers()
+            except av.FFmpegError:
+                return  # damaged: what is missing is fetched by decoding everything
+            if fresh and pictures and pictures[0].pict_type != PictureType.I:
+                return  # intra refresh: a "key" packet that leans on what came before it
+            fresh = number == last_P[number] or (fresh and not pictures)
+            yield from (picture for picture in pictures if not picture.is_corrupt)
+
+
+def _last_packet_needed(index: PacketIndex, is_wanted_P: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """For each packet, the number of the packet after which decoding may stop and start afresh at a key frame.
+
+    -1 where nothing is needed. Runs of packets that must be decoded without a break share one value.
+    """
+    starts = np.flatnonzero(index.is_key_P)
+    if not len(starts) or starts[0] != 0:
+        starts = np.concatenate([[0], starts])
+    last_P = np.full(len(index.pts_P), -1, np.int64)
+    run_end = -1  # end of a run that began in a later GOP and needs this one as well
+    for start, end in zip(starts[::-1], np.append(starts[1:], len(last_P))[::-1], strict=True):
+        needed = np.flatnonzero(is_wanted_P[start:end])
+        if not len(needed) and run_end < 0:
+            continue
+        last = run_end if run_end >= 0 else int(start + needed[-1])
+        last_P[start:end] = last
+        # Open GOP: frames shown before their key frame refer to the GOP before it.
+        leads = bool((index.pts_P[start:end][is_wanted_P[start:end]] < index.pts_P[start]).any())
+        run_end = last if leads and start else -1
+    return last_P
+
+
+def _decode_all(path: str, index: PacketIndex, wanted: dict[int, int]) -> Iterator[Frame]:
+    pictures = (picture for _, picture in _every_picture(path))
+    if index.sparse:
+        yield from _in_order(pictures, index, wanted)
+        return
+    last, wanted_indices = max(wanted.values()), set(wanted.values())
+    for number, picture in enumerate(pictures):
+        if number in wanted_indices:
+            yield Frame(number, float(index.pts_s_N[number]), picture)
+        if number >= last:
+            return
+
+
+def _in_order(pictures: Iterator[VideoFrame], index: PacketIndex, wanted: dict[int, int]) -> Iterator[Frame]:
+    for picture in pictures:
+        number = wanted.get(picture.pts) if picture.pts is not None else None
+        if number is not None:
+            yield Frame(number, float(index.pts_s_N[number]), picture)
+
+
+def _index_by_decoding(path: str) -> PacketIndex:
+    pts_s: list[float] = []
+    for rate, picture in _every_picture(path):
+        pts_s.append(float(picture.time) if picture.time is not None else len(pts_s) / rate)
+    pts_s_N = np.array(pts_s)
+    if len(pts_s_N) and not (np.diff(pts_s_N) > 0).all():
+        pts_s_N = np.arange(len(pts_s_N)) / rate
+    none = np.empty(0, np.int64)
+    return PacketIndex(none, none.astype(bool), np.arange(len(pts_s_N)), pts_s_N, sparse=False)
+
+
+def _every_picture(path: str) -> Iterator[tuple[float, VideoFrame]]:
+    """The frame rate and each undamaged picture, in presentation order; packets that do not decode are passed over."""
+    with _open(path) as (container, stream):
+        rate = float(stream.average_rate or 25)
+        for packet in chain(_packets(container, stream), [None]):
+            try:
+                pictures = stream.codec_context.decode(packet)
+            except av.FFmpegError:
+                continue
+            yield from ((rate, picture) for picture in pictures if not picture.is_corrupt)
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator["av.Packet[VideoStream]"]:
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except av.FFmpegError:  # the file breaks off: what came before it is good
+        return
+
+
+@contextmanager
+def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    try:
+        # By a nameless file object: FFmpeg can open no other file, and a name like %03d.jpg is no pattern to it.
+        with open(path, "rb") as file:
+            nameless = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
+            with av.open(nameless, "r", buffer_size=1 << 20, options={"format_whitelist": FORMATS}) as container:
+                yield container, _video_stream(container)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise DecodeError(f"cannot be read as a video: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams:
+        raise DecodeError("the file holds no video")
+    codec = streams[0].codec_context
+    if codec is None or codec.width * codec.height > MAX_PIXELS:
+        size = "of an unknown codec" if codec is None else f"of {codec.width} x {codec.height} pixels"
+        raise DecodeError(f"a video {size} is not supported")
+    codec.thread_count = 1  # one process per core decodes more videos than one process with threads
+    return streams[0]

@@ -1,0 +1,151 @@
+"""Work on untrusted media in a child process that can be killed.
+
+The child lives as long as its `Sandbox` and does one call after another, so starting it costs once. A crash of native
+code, a call that takes too long or too much memory ends the child, not the caller: that call raises a `VideoError` and
+the next call starts a new child. Answers come back as Arrow, never as pickles: a child taken over by a hostile file
+cannot run code in the caller.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from typing import Any
+
+import pyarrow as pa
+
+from raydistal.errors import CrashedError, DecodeError, TimeLimitError, VideoError
+
+ERRORS = {error.status: error for error in (CrashedError, DecodeError, TimeLimitError)}
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")  # no credentials
+START_S = 120.0  # importing libraries from a cold network disk takes its time
+READY = b"ready"
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class Sandbox:
+    """Calls one function in a child process.
+
+    Args:
+        target: "package.module:function"; takes JSON-able keyword arguments, returns a pyarrow Table.
+        memory_bytes: address space that a call may take on top of the idle child's.
+        timeout_s: wall-clock seconds that a call may take.
+    """
+
+    def __init__(self, target: str, *, memory_bytes: int, timeout_s: float) -> None:
+        self.target, self.memory_bytes, self.timeout_s = target, memory_bytes, timeout_s
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def call(self, **arguments: Any) -> pa.Table:
+        """The function's table.
+
+        Raises:
+            VideoError: what the function raised, or CrashedError (died, out of memory) or TimeLimitError.
+            RuntimeError: the function raised something else, which is a bug; the message holds the traceback.
+        """
+        child = self._child or self._start()
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            assert child.stdin
+            child.stdin.write(json.dumps(arguments).encode() + b"\n")
+            size = int.from_bytes(self._read(8, deadline), "big")
+            answer = pa.ipc.open_stream(self._read(size, deadline)).read_all()
+        except TimeoutError:
+            self.close()
+            raise TimeLimitError(f"took longer than {self.timeout_s:g} s (--timeout-s)") from None
+        except (EOFError, BrokenPipeError):
+            code = child.wait()
+            self.close()
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise CrashedError(f"the decoder process ended by {how}") from None
+        except BaseException:  # Ctrl-C in the middle of an answer: the next call must not read the rest of it
+            self.close()
+            raise
+        outcome = json.loads(answer.schema.metadata[b"outcome"])
+        if outcome["status"] == "ok":
+            return answer.replace_schema_metadata(None)
+        if outcome["status"] == "bug":
+            raise RuntimeError(f"{self.target} failed on {arguments}:\n{outcome['message']}")
+        if outcome["status"] == "crashed":
+            self.close()  # after running out of memory a process is not to be trusted
+        raise ERRORS[outcome["status"]](outcome["message"])
+
+    def close(self) -> None:
+        """Ends the child; a later call starts a new one."""
+        if self._child:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                if pipe:
+                    pipe.close()
+            self._child = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment |= THREADS | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        code = f"from raydistal.video.sandbox import serve; serve({self.target!r}, {self.memory_bytes}, {os.getpid()})"
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        try:
+            self._read(len(READY), time.monotonic() + START_S)
+        except (EOFError, TimeoutError) as error:  # no video is to blame for this
+            self.close()
+            raise RuntimeError(f"the decoder process did not start ({self.target}); see its error output") from error
+        return self._child
+
+    def _read(self, num_bytes: int, deadline: float) -> bytes:
+        assert self._child and self._child.stdout  # noqa: PT018
+        content = bytearray()
+        while len(content) < num_bytes:
+            if not select.select([self._child.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            chunk = os.read(self._child.stdout.fileno(), min(num_bytes - len(content), 1 << 20))
+            if not chunk:
+                raise EOFError
+            content += chunk
+        return bytes(content)
+
+
+def serve(target: str, memory_bytes: int, parent_pid: int) -> None:
+    """The child's life: answers requests from stdin until it closes or the parent dies."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        return
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a library that prints must not end up in an answer
+    module, name = target.split(":")
+    function = getattr(importlib.import_module(module), name)
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as statm:
+            in_use = int(statm.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + memory_bytes, resource.RLIM_INFINITY))
+    answers.write(READY)
+    answers.flush()
+    for line in sys.stdin.buffer:
+        empty, message = pa.table({}), ""
+        try:
+            table, status = function(**json.loads(line)), "ok"
+        except VideoError as error:
+            table, status, message = empty, error.status, str(error)
+        except MemoryError:
+            table, status, message = empty, "crashed", f"needed more than {memory_bytes >> 20} MiB (--memory-mib)"
+        except Exception:
+            table, status, message = empty, "bug", traceback.format_exc()
+        sink = pa.BufferOutputStream()
+        table = table.replace_schema_metadata({"outcome": json.dumps({"status": status, "message": message})})
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        content = sink.getvalue()
+        answers.write(len(content).to_bytes(8, "big"))
+        answers.write(content)
+        answers.flush()
