@@ -1,0 +1,58 @@
+"""Clips made on the spot: no media file lies in the repository."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+MILLISECOND = Fraction(1, 1000)
+
+
+def write_clip(
+    path: Path,
+    codec: str = "libx264",
+    *,
+    options: dict[str, str] | None = None,
+    num_frames: int = 40,
+    size: tuple[int, int] = (96, 64),
+    pix_fmt: str = "yuv420p",
+    steps_ms: list[int] | None = None,
+    seed: int = 0,
+) -> Path:
+    """A noisy moving pattern; frame i is shown for steps_ms[i % len(steps_ms)] ms."""
+    rng = np.random.default_rng(seed)
+    width_px, height_px = size
+    base_HWC = rng.integers(0, 255, (height_px, width_px, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width_px, height_px, pix_fmt
+        stream.time_base = stream.codec_context.time_base = MILLISECOND
+        pts_ms = 0
+        for number in range(num_frames):
+            noise_HWC = rng.integers(-6, 7, base_HWC.shape)
+            image_HWC = np.clip(np.roll(base_HWC, (2 * number, 3 * number), (0, 1)) + noise_HWC, 0, 255)
+            frame = av.VideoFrame.from_ndarray(image_HWC.astype(np.uint8), format="rgb24")
+            frame.pts, frame.time_base = pts_ms, MILLISECOND
+            pts_ms += (steps_ms or [40])[number % len(steps_ms or [40])]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture
+def make_clip(tmp_path: Path) -> Callable[..., Path]:
+    """make_clip(name, ...) writes tmp_path/name as `write_clip` does."""
+
+    def make(name: str, *args: object, **kwargs: object) -> Path:
+        return write_clip(tmp_path / name, *args, **kwargs)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip_writer() -> Callable[..., Path]:
+    """`write_clip` itself, for tests that choose the folder."""
+    return write_clip

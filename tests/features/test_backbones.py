@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from raydistal.errors import UserError
+from raydistal.features.backbones import Backbone, FeatureExtractor, feature_dim, load_weights, state_digest
+
+
+@pytest.fixture(scope="module")
+def crops_NHWC():
+    return np.random.default_rng(0).integers(0, 255, (3, 96, 96, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def resnet_state():
+    return load_weights("resnet50", "random")
+
+
+def test_vgg16_features_are_those_of_torchvision(crops_NHWC):
+    """relu5_3 after max pooling, averaged; and fc7 after ReLU, from torchvision's own network and transforms."""
+    torch.manual_seed(1)
+    reference = torchvision.models.vgg16().eval()
+    state = reference.state_dict()
+    transform = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    images = transform(torch.from_numpy(crops_NHWC).permute(0, 3, 1, 2).float() / 255)
+    with torch.inference_mode():
+        maps = reference.features(images)
+        pooled = maps.mean((2, 3)).numpy()
+        fc7 = reference.classifier[:5](reference.avgpool(maps).flatten(1)).numpy()
+    for name, expected in (("vgg16", pooled), ("vgg16-fc", fc7)):
+        needed = {key: state[key] for key in Backbone(name).network.state_dict()}
+        features_ND = FeatureExtractor(name, needed, "float32")(crops_NHWC)
+        assert features_ND.dtype == np.float16
+        np.testing.assert_allclose(features_ND, expected, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"), [("vgg16", 512), ("vgg16-fc", 4096), ("resnet50", 2048), ("timm:mobilenetv3_small_100", 1024)]
+)
+def test_feature_dim(name, dim):
+    assert feature_dim(name, 299) == dim
+
+
+def test_timm_backbone_and_batching(crops_NHWC):
+    extract = FeatureExtractor("timm:resnet18", load_weights("timm:resnet18", "random"), "float32")
+    together = extract(crops_NHWC)
+    extract.batch_size = 1
+    assert together.shape == (3, 512)
+    np.testing.assert_allclose(extract(crops_NHWC), together, rtol=1e-2, atol=1e-3)
+
+
+def test_bfloat16_is_near_float32(crops_NHWC, resnet_state):
+    exact = FeatureExtractor("resnet50", resnet_state, "float32")(crops_NHWC).astype(float)
+    rough = FeatureExtractor("resnet50", resnet_state, "bfloat16")(crops_NHWC).astype(float)
+    assert 0 < np.linalg.norm(rough - exact) / np.linalg.norm(exact) < 0.03
+
+
+def test_random_weights_are_the_same_each_time(resnet_state):
+    before = torch.random.get_rng_state()
+    again = load_weights("resnet50", "random")
+    assert state_digest(again) == state_digest(resnet_state)
+    assert torch.equal(before, torch.random.get_rng_state())
+    again["conv1.weight"] = again["conv1.weight"] + 1e-6
+    assert state_digest(again) != state_digest(resnet_state)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file_with_or_without_classifier(tmp_path, resnet_state, suffix):
+    path = tmp_path / f"weights{suffix}"
+    content = {key: value.contiguous() for key, value in resnet_state.items()} | {"fc.weight": torch.zeros(2, 2048)}
+    if suffix == ".pth":
+        torch.save({"state_dict": {f"module.{key}": value for key, value in content.items()}}, path)
+    else:
+        safetensors.torch.save_file(content, path)
+    assert state_digest(load_weights("resnet50", str(path))) == state_digest(resnet_state)
+
+
+def test_weights_that_do_not_fit(tmp_path, resnet_state):
+    wrong = dict(resnet_state)
+    wrong.pop("conv1.weight")
+    wrong["bn1.bias"] = torch.zeros(3)
+    wrong["surprise"] = torch.zeros(3)
+    safetensors.torch.save_file(wrong, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="1 tensors missing, 1 of another shape, 1 unknown") as error:
+        load_weights("resnet50", str(tmp_path / "w.safetensors"))
+    assert "--weights random" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"\x80\x04."])
+def test_unreadable_weights(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match="cannot read weights"):
+        load_weights("resnet50", str(tmp_path / "w.pth"))
+
+
+def test_a_pickle_with_code_is_not_run(tmp_path):
+    torch.save({"state_dict": print}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="cannot read weights"):
+        load_weights("resnet50", str(tmp_path / "w.pth"))
+
+
+def test_imagenet_weights_that_cannot_be_had_name_the_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def no_network(*_args, **_kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    with pytest.raises(UserError, match=r"no route to host.*--weights FILE.*--weights random"):
+        load_weights("vgg16", "imagenet")
+
+
+@pytest.mark.parametrize("name", ["vgg19", "timm:no_such_model", ""])
+def test_unknown_backbone(name):
+    with pytest.raises(UserError, match=r"unknown backbone|timm knows no model"):
+        feature_dim(name, 299)
+
+
+def test_a_size_that_the_network_cannot_take():
+    with pytest.raises(UserError, match="--size-px"):
+        feature_dim("timm:vit_tiny_patch16_224", 299)

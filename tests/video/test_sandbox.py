@@ -1,0 +1,114 @@
+"""What a child process may do to its caller: nothing but fail one call."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raydistal.errors import CrashedError, DecodeError, TimeLimitError
+from raydistal.video.sandbox import Sandbox
+
+WORKER = """
+import os, signal, time
+import pyarrow as pa
+from raydistal.errors import DecodeError
+
+def work(what):
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "exit":
+        os._exit(3)
+    if what == "hang":
+        time.sleep(600)
+    if what == "memory":
+        bytearray(4 << 30)
+    if what == "video error":
+        raise DecodeError("not a video")
+    if what == "bug":
+        raise KeyError("a bug")
+    if what == "print":
+        print("noise on stdout", flush=True)
+        os.write(1, b"more noise")
+    return pa.table({"pid": [os.getpid()], "secret": [os.environ.get("AWS_SECRET_ACCESS_KEY")]})
+"""
+
+
+@pytest.fixture
+def sandbox(tmp_path, monkeypatch):
+    (tmp_path / "sandboxed_worker.py").write_text(WORKER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sandbox = Sandbox("sandboxed_worker:work", memory_bytes=1 << 30, timeout_s=20)
+    yield sandbox
+    sandbox.close()
+
+
+def pid_of(answer: pa.Table) -> int:
+    return answer["pid"][0].as_py()
+
+
+def test_one_child_does_many_calls_and_sees_no_credentials(sandbox, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    first, second = sandbox.call(what="work"), sandbox.call(what="print")
+    assert pid_of(first) == pid_of(second) != os.getpid()
+    assert first["secret"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("crash", CrashedError, "signal SIGSEGV"),
+        ("exit", CrashedError, "exit code 3"),
+        ("memory", CrashedError, "more than 1024 MiB"),
+    ],
+)
+def test_a_call_that_ends_the_child_costs_that_call_only(sandbox, what, error, message):
+    before = pid_of(sandbox.call(what="work"))
+    with pytest.raises(error, match=message):
+        sandbox.call(what=what)
+    assert pid_of(sandbox.call(what="work")) != before
+
+
+def test_time_limit_kills_the_child(sandbox):
+    before = pid_of(sandbox.call(what="work"))
+    sandbox.timeout_s = 0.5
+    with pytest.raises(TimeLimitError, match=r"longer than 0\.5 s"):
+        sandbox.call(what="hang")
+    assert not Path(f"/proc/{before}").exists()
+    sandbox.timeout_s = 20
+    assert pid_of(sandbox.call(what="work")) != before
+
+
+def test_errors_come_back_as_what_they_are(sandbox):
+    before = pid_of(sandbox.call(what="work"))
+    with pytest.raises(DecodeError, match="not a video"):
+        sandbox.call(what="video error")
+    with pytest.raises(RuntimeError, match="KeyError: 'a bug'"):
+        sandbox.call(what="bug")
+    assert pid_of(sandbox.call(what="work")) == before
+
+
+def test_a_child_that_cannot_start_blames_no_video(tmp_path):
+    with pytest.raises(RuntimeError, match="did not start"):
+        Sandbox("no_such_module:work", memory_bytes=1 << 30, timeout_s=5).call()
+
+
+def test_the_child_dies_with_its_parent(tmp_path):
+    (tmp_path / "sandboxed_worker.py").write_text(WORKER)
+    code = (
+        "import time; from raydistal.video.sandbox import Sandbox\n"
+        "s = Sandbox('sandboxed_worker:work', memory_bytes=1 << 30, timeout_s=100)\n"
+        "print(s.call(what='work')['pid'][0], flush=True); s.call(what='hang')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as parent:
+        child = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
