@@ -4,13 +4,14 @@ S3-compatible stores: set AWS_ENDPOINT_URL (or add ?endpoint_override=host:port&
 come from the environment (AWS_ACCESS_KEY_ID ...), never from a URI that is written into a table.
 """
 
+import os
 import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -31,12 +32,13 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """
     if not is_uri(location):
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+    place, question, query = location.partition("?")
+    scheme, _, path = place.partition("://")
     try:
-        filesystem, path = fs.FileSystem.from_uri(location)
+        # Keys are written as they are, with spaces and all; only pyarrow's parser wants them encoded.
+        filesystem, path = fs.FileSystem.from_uri(f"{scheme}://{quote(path, safe='/@:')}{question}{query}")
     except (pa.ArrowInvalid, OSError, ImportError) as error:
-        raise UserError(
-            f"cannot open {location}: {error}. Give a local path or an s3://, gs:// or file:// URI."
-        ) from error
+        raise UserError(f"cannot open {location}: {error}. Give a local path or an s3:// or gs:// URI.") from error
     return filesystem, path.rstrip("/")
 
 
@@ -44,8 +46,8 @@ def join(location: str, *names: str) -> str:
     """`location` with `names` appended; a query (?endpoint_override=...) stays at the end."""
     if not is_uri(location):
         return str(Path(location, *names))
-    parts = urlsplit(location)
-    return parts._replace(path=posixpath.join(parts.path or "/", *names)).geturl()
+    place, question, query = location.partition("?")
+    return "/".join([place.rstrip("/"), *names]) + question + query
 
 
 def absolute(location: str) -> str:
@@ -101,10 +103,21 @@ def list_files(location: str) -> list[str]:
     """
     filesystem, path = resolve(location)
     try:
+        if isinstance(filesystem, fs.LocalFileSystem):  # pyarrow stops when a file vanishes while it lists
+            return sorted(
+                posixpath.relpath(posixpath.join(folder, name), path)
+                for folder, _, names in os.walk(path, onerror=_unless_absent, followlinks=True)
+                for name in names
+            )
         infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     except OSError as error:
         raise UserError(f"cannot list {location}: {error}. Check that it exists and that you may read it.") from error
     return sorted(posixpath.relpath(info.path, path) for info in infos if info.type == fs.FileType.File)
+
+
+def _unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 @contextmanager
