@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import tyro
@@ -24,8 +25,14 @@ Verb = (
     | Annotated[report.Config, tyro.conf.subcommand("report")]
     | Annotated[demo.Config, tyro.conf.subcommand("demo")]
 )
-RUNS: dict[type, Any] = {module.Config: module for module in (index, extract, select, distill, report, demo)}
-NEEDS_RAY = (extract.Config, select.Config, distill.Config, demo.Config)
+RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {
+    index.Config: index.run,
+    extract.Config: extract.run,
+    select.Config: select.run,
+    distill.Config: distill.run,
+    report.Config: report.run,
+    demo.Config: demo.run,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = tyro.cli(
             Verb, prog="raydistal", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
         )
-        if isinstance(config, NEEDS_RAY):
+        if needs_cluster(config):
             connect()
-        summary = RUNS[type(config)].run(config)
+        summary = RUNS[type(config)](config)
     except UserError as error:
         print(f"raydistal: {error}", file=sys.stderr)
         sys.exit(2)
@@ -46,21 +53,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(summary))
 
 
+def needs_cluster(config: object) -> bool:
+    """False for what one process does in a moment."""
+    if isinstance(config, select.Config):
+        return not select.is_ranked(config)
+    return not isinstance(config, index.Config | report.Config)
+
+
 def connect() -> None:
     """Connects to the cluster, or starts one on this machine; quiet."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # said explicitly, Ray does not warn about its default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else a note on every actor that may restart
     import ray
     import ray.data
 
     # The progress and the summary are ours; a worker's trouble comes back as an exception or a row.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if "RAY_ADDRESS" in os.environ:
+    if "RAY_ADDRESS" not in os.environ:
+        quiet |= {"address": "local", "include_dashboard": False}
+    with _muted_stderr():  # C++ code greets there; what goes wrong is raised
         ray.init(**quiet)
-    else:
-        ray.init(address="local", include_dashboard=False, **quiet)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+@contextmanager
+def _muted_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

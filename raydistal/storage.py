@@ -6,6 +6,7 @@ come from the environment (AWS_ACCESS_KEY_ID ...), never from a URI that is writ
 
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,11 +33,11 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """
     if not is_uri(location):
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
-    place, question, query = location.partition("?")
+    place, query = _split_query(location)
     scheme, _, path = place.partition("://")
     try:
         # Keys are written as they are, with spaces and all; only pyarrow's parser wants them encoded.
-        filesystem, path = fs.FileSystem.from_uri(f"{scheme}://{quote(path, safe='/@:')}{question}{query}")
+        filesystem, path = fs.FileSystem.from_uri(f"{scheme}://{quote(path, safe='/@:')}{query}")
     except (pa.ArrowInvalid, OSError, ImportError) as error:
         raise UserError(f"cannot open {location}: {error}. Give a local path or an s3:// or gs:// URI.") from error
     return filesystem, path.rstrip("/")
@@ -46,8 +47,14 @@ def join(location: str, *names: str) -> str:
     """`location` with `names` appended; a query (?endpoint_override=...) stays at the end."""
     if not is_uri(location):
         return str(Path(location, *names))
-    place, question, query = location.partition("?")
-    return "/".join([place.rstrip("/"), *names]) + question + query
+    place, query = _split_query(location)
+    return "/".join([place.rstrip("/"), *names]) + query
+
+
+def _split_query(location: str) -> tuple[str, str]:
+    """A URI without and its query with the question mark; one that is not key=value belongs to the name."""
+    place, query = re.fullmatch(r"(.*?)(\?(?:\w+=[^&/]*&?)+)?", location, re.DOTALL).groups("")  # type: ignore[union-attr]
+    return place, query
 
 
 def absolute(location: str) -> str:
@@ -104,12 +111,18 @@ def list_files(location: str) -> list[str]:
     filesystem, path = resolve(location)
     try:
         if isinstance(filesystem, fs.LocalFileSystem):  # pyarrow stops when a file vanishes while it lists
-            return sorted(
+            found = sorted(
                 posixpath.relpath(posixpath.join(folder, name), path)
                 for folder, _, names in os.walk(path, onerror=_unless_absent, followlinks=True)
                 for name in names
             )
+            "".join(found).encode()
+            return found
         infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"cannot list {location}: a file name in it is not UTF-8. Rename it (convmv -t utf8)."
+        ) from error
     except OSError as error:
         raise UserError(f"cannot list {location}: {error}. Check that it exists and that you may read it.") from error
     return sorted(posixpath.relpath(info.path, path) for info in infos if info.type == fs.FileType.File)

@@ -182,7 +182,7 @@ def explode_faces(faces: pa.Table) -> pa.Table:
     for name in faces.column_names:
         if name not in lists:
             columns[name] = faces[name].take(rows)
-        elif faces[name].null_count < len(faces):  # a column of nulls (crops not kept) has no items
+        elif not len(faces) or faces[name].null_count < len(faces):  # crops not kept: nulls, which have no items
             columns[name] = pc.list_flatten(faces[name].combine_chunks())
     return pa.table(columns)
 

@@ -13,6 +13,7 @@ def test_join_and_absolute(monkeypatch, tmp_path):
     assert storage.join("s3://bucket/a", "b") == "s3://bucket/a/b"
     assert storage.join("s3://bucket", "b") == "s3://bucket/b"
     assert storage.join("s3://bucket/a?scheme=http", "b") == "s3://bucket/a/b?scheme=http"
+    assert storage.join("s3://bucket/what?", "b?.mp4") == "s3://bucket/what?/b?.mp4"
     assert storage.absolute("a") == str(tmp_path / "a")
     assert storage.absolute("s3://bucket/a") == "s3://bucket/a"
 
@@ -23,15 +24,22 @@ def test_unknown_scheme_and_folder():
     assert storage.list_files("/no/such/folder") == []
 
 
+def test_a_name_that_is_not_utf8(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/\xff.mp4", "wb"):
+        pass
+    with pytest.raises(UserError, match="not UTF-8"):
+        storage.list_files(str(tmp_path))
+
+
 def exercise(root: str) -> None:
     """The same calls, whatever the store."""
-    name = storage.join(root, "deep", "name with spaces é.bin")
+    name = storage.join(root, "deep", "name with spaces? é%20.bin")
     assert not storage.exists(name)
     storage.write_bytes(name, b"one")
     storage.write_bytes(name, b"two")
     storage.write_bytes(storage.join(root, "b.bin"), bytes(3_000_000))
     assert storage.read_bytes(name) == b"two"
-    assert storage.list_files(root) == ["b.bin", "deep/name with spaces é.bin"]
+    assert storage.list_files(root) == ["b.bin", "deep/name with spaces? é%20.bin"]
     with storage.local_copy(name) as path:
         assert Path(path).read_bytes() == b"two"
         assert path.endswith(".bin")

@@ -8,8 +8,9 @@ Ray Data streams rows through these stages. What is in the `faces` table is done
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,8 +88,8 @@ class Config:
     """Frames looked at: even:N, every:N, random:N or fps:R."""
     sample_fake: str = ""
     """The same for videos labelled fake; default: as --sample."""
-    faces: Faces = Faces()
-    features: Features = Features()
+    faces: Faces = field(default_factory=Faces)
+    features: Features = field(default_factory=Features)
     feature_workers: int = 0
     """Processes that run the backbone; 0: one per GPU, without GPUs one per node."""
     timeout_s: float = 300
@@ -183,6 +184,8 @@ def _stream(
     videos_per_task = max(1, min(8, len(pending) // (8 * num_cpus)))
     features, feature_dim = config.features, schema.field("feature").type.value_type.list_size
     columns = pending.select(["video_id", "uri", "label"])
+    # Retries have no other way in yet; Ray 2.64, which our range excludes, wants one.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     weights = ray.put(state)  # read once, handed to every actor by the object store
     dataset = (
         ray.data.from_arrow(columns, override_num_blocks=-(-len(pending) // videos_per_task))
@@ -191,7 +194,7 @@ def _stream(
             batch_format="pyarrow",
             batch_size=None,  # the block: rows leave one by one as they are done
             num_cpus=1,
-            ray_remote_args_fn=lambda: {"max_retries": ATTEMPTS},
+            max_retries=ATTEMPTS,
         )
         .map_batches(
             FeatureStage,
@@ -202,18 +205,15 @@ def _stream(
             # On CPUs the network shares the cores with decoding: reserving some would idle them half of the time.
             num_cpus=0,
             num_gpus=1 if num_gpus else 0,
-            ray_remote_args_fn=lambda: {
-                "scheduling_strategy": "SPREAD",
-                "max_restarts": ATTEMPTS,
-                "max_task_retries": ATTEMPTS,
-            },
+            max_restarts=ATTEMPTS,
+            max_task_retries=ATTEMPTS,
         )
         .map_batches(
             partial(write_part, schema=schema, settings=settings, out=out),
             batch_format="pyarrow",
             batch_size=VIDEOS_PER_PART,
             num_cpus=0,  # waits for the disk; a slot of its own could deadlock a small cluster
-            ray_remote_args_fn=lambda: {"max_retries": ATTEMPTS},
+            max_retries=ATTEMPTS,
         )
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
@@ -236,8 +236,8 @@ _sandbox: Sandbox | None = None  # one child per Ray worker, kept from task to t
 
 def _look(video: dict[str, Any], config: Config) -> pa.Table:
     global _sandbox
-    if _sandbox is None:
-        memory_bytes = config.memory_mib << 20
+    memory_bytes = config.memory_mib << 20
+    if _sandbox is None or (_sandbox.memory_bytes, _sandbox.timeout_s) != (memory_bytes, config.timeout_s):
         _sandbox = Sandbox("raydistal.faces.look:look", memory_bytes=memory_bytes, timeout_s=config.timeout_s)
     sample = (video["label"] == 1 and config.sample_fake) or config.sample
     for attempt in range(ATTEMPTS):

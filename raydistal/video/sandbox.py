@@ -87,6 +87,9 @@ class Sandbox:
                     pipe.close()
             self._child = None
 
+    def __del__(self) -> None:
+        self.close()
+
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment |= THREADS | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -14,7 +14,7 @@ def test_labels(value, label):
 
 @pytest.mark.parametrize("value", ["2", -1, "genuine", "nan", True, [0]])
 def test_unknown_labels(value):
-    with pytest.raises(UserError, match="labels.csv, row 7: unknown label"):
+    with pytest.raises(UserError, match=r"^labels\.csv, row 7: unknown label"):
         parse_label(value, "labels.csv, row 7")
 
 

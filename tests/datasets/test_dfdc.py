@@ -24,12 +24,12 @@ def test_full_release(tree):
     part0 = {"a.mp4": REAL, "b.mp4": fake("a.mp4"), "c.mp4": fake("lost.mp4"), "gone.mp4": fake("a.mp4")}
     part1 = {"d.mp4": fake("a.mp4"), "e.mp4": fake("lost.mp4"), "n.mp4": {"label": "REAL", "original": float("nan")}}
     root = tree(
-        [*(f"train/dfdc_train_part_0/{name}.mp4" for name in "abcz"), "train/dfdc_train_part_1/d.mp4"]
-        + ["train/dfdc_train_part_1/e.mp4", "train/dfdc_train_part_1/n.mp4", "train/dfdc_train_part_2/y.mp4"]
-        + ["validation/v.mp4", "validation/w.mp4", "test/videos/t.mp4", "test/u.mp4", "test/._u.mp4"],
+        [f"train/dfdc_train_part_{name}.mp4" for name in ("0/a", "0/b", "0/c", "0/z", "1/d", "1/e", "1/n", "2/y")],
         {
             "train/dfdc_train_part_0/metadata.json": json.dumps(part0),
             "train/dfdc_train_part_1/metadata.json": json.dumps(part1),
+            **dict.fromkeys(["validation/v.mp4", "validation/w.mp4"], ""),
+            **dict.fromkeys(["test/videos/t.mp4", "test/u.mp4", "test/._u.mp4"], ""),
             "validation/labels.csv": "filename,label\nv.mp4,0\nw.mp4,1\n",
             "test/metadata.json": '{"t.mp4": {"is_fake": 1, "augmentations": {}}, "u.mp4": {"is_fake": 0}}',
         },

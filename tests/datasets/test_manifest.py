@@ -54,7 +54,7 @@ def test_a_file_has_one_name_however_it_is_written(tree, tmp_path):
     assert [entry.path for entry in entries] == [*["a b.mp4"] * 4, f"{tmp_path}/c.mp4"]
     assert warnings == []
     uri = f"file://{tmp_path}/set"
-    (tmp_path / "set/m.csv").write_text(f"path\n{uri}/a%20b.mp4\na b.mp4\n")
+    (tmp_path / "set/m.csv").write_text(f"path\n{uri}/a b.mp4\na b.mp4\n")
     assert [entry.path for entry in manifest.read(uri, "m.csv")[0]] == ["a b.mp4"] * 2
 
 
@@ -62,6 +62,7 @@ def test_find(tree, tmp_path):
     root = tree(["real/a.mp4"])
     assert manifest.find(root) is None
     assert manifest.find(f"{root}/x.CSV") == (root, "x.CSV")
+    assert manifest.find("x.csv") == ("", "x.csv")
     assert manifest.find("s3://bucket/a/x.parquet?scheme=http") == ("s3://bucket/a?scheme=http", "x.parquet")
     (tmp_path / "manifest.csv").touch()
     assert manifest.find(root) == (root, "manifest.csv")

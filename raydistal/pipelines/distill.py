@@ -1,0 +1,58 @@
+"""index, extract, select in a row: from a folder of videos to a distilled dataset."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from raydistal.pipelines import extract, index, select
+from raydistal.selection.ranking import Arrange
+from raydistal.selection.uncertainty import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """From videos to a distilled dataset: index, extract, select. Run again, it does what is missing."""
+
+    videos: str
+    """Folder or manifest of labelled videos, local or s3://..."""
+    out: str
+    """Run folder, where all tables go."""
+    ratio: float = 0.2
+    """Share of the training videos to keep."""
+    frames: int = 500
+    """Representative frames to find, half of each class."""
+    sample: str = "even:10"
+    """Frames looked at: even:N, every:N, random:N or fps:R."""
+    sample_fake: str = ""
+    """The same for videos labelled fake; default: as --sample."""
+    strategy: Strategy = "entropy"
+    """What makes a frame worth having."""
+    arrange: Arrange = "frequency"
+    """Order of the ranking: frequency (the paper), balanced, or groups."""
+    faces: extract.Faces = field(default_factory=extract.Faces)
+    features: extract.Features = field(default_factory=extract.Features)
+
+    def __post_init__(self) -> None:
+        # What the stages would refuse after the work of those before them is refused here.
+        self.stages()
+
+    def stages(self) -> tuple[index.Config, extract.Config, select.Config]:
+        """The configs of the three verbs."""
+        return (
+            index.Config(videos=self.videos, out=self.out),
+            extract.Config(
+                out=self.out,
+                sample=self.sample,
+                sample_fake=self.sample_fake,
+                faces=self.faces,
+                features=self.features,
+            ),
+            select.Config(
+                out=self.out, ratio=self.ratio, frames=self.frames, strategy=self.strategy, arrange=self.arrange
+            ),
+        )
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Runs the three and returns their summaries. Raises UserError as they do."""
+    to_index, to_extract, to_select = config.stages()
+    return {"index": index.run(to_index), "extract": extract.run(to_extract), "select": select.run(to_select)}

@@ -1,0 +1,85 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from raydistal.selection.diversity import k_center_greedy, k_center_per_class, random_projection
+from raydistal.selection.representative import MostUncertain
+
+# Small integers: float32 arithmetic is exact, so ties are real ties.
+POINTS = hnp.arrays(np.float32, st.tuples(st.integers(0, 15), st.integers(1, 3)), elements=st.integers(-4, 4))
+
+
+def naive(points, num_centers, given):
+    """Sener and Savarese's Algorithm 1 with every distance computed anew."""
+    centers = list(given)
+    distances = []
+    while len(centers) < min(len(given) + num_centers, len(points)):
+        rest = [number for number in range(len(points)) if number not in centers]
+        origin = [np.zeros(points.shape[1])]
+        to = [points[center] for center in centers] or origin
+        nearest = {number: min(np.linalg.norm(points[number] - other) for other in to) for number in rest}
+        best = max(rest, key=lambda number: nearest[number])
+        distances.append(nearest[best] if centers else np.inf)
+        centers.append(best)
+    return centers[len(given) :], distances
+
+
+@settings(deadline=None)
+@given(POINTS, st.integers(0, 20), st.data())
+def test_equals_the_naive_algorithm(points, num_centers, data):
+    starts = data.draw(st.lists(st.integers(0, len(points) - 1), unique=True, max_size=3)) if len(points) else []
+    index_K, distance_N = k_center_greedy(points, num_centers, starts)
+    expected, distances = naive(points.astype(float), num_centers, starts)
+    assert index_K.tolist() == expected
+    np.testing.assert_allclose(distance_N[index_K], distances, rtol=1e-6)
+    assert np.all(np.isinf(distance_N[starts]))
+    centers = [*starts, *expected]
+    for other in set(range(len(points))) - set(centers if centers else range(len(points))):
+        nearest = np.linalg.norm(points[centers] - points[other], axis=1).min()
+        np.testing.assert_allclose(distance_N[other], nearest, rtol=1e-6)
+
+
+def test_centres_are_spread_over_clusters():
+    rng = np.random.default_rng(0)
+    middle_KD = 100 * rng.normal(size=(8, 16))
+    cluster_N = np.repeat(np.arange(8), [500, 1, 20, 3, 40, 2, 300, 7])
+    feature_ND = (middle_KD[cluster_N] + rng.normal(size=(len(cluster_N), 16))).astype(np.float32)
+    index_K, distance_N = k_center_greedy(feature_ND, 8)
+    assert sorted(cluster_N[index_K]) == list(range(8))
+    assert np.delete(distance_N, index_K).max() < 15 < distance_N[index_K].min()
+
+
+@settings(deadline=None)
+@given(POINTS, st.integers(0, 6), st.data())
+def test_as_uncertainty_it_makes_algorithm_1_select_the_centres(points, num_per_class, data):
+    label_N = np.array(data.draw(st.lists(st.integers(0, 1), min_size=len(points), max_size=len(points))), np.int8)
+    distance_N = k_center_per_class(points, label_N, num_per_class)
+    top = MostUncertain(num_per_class)
+    frame_index_N = np.arange(len(points))
+    columns = {"frame_index": frame_index_N, "label": label_N, "uncertainty": distance_N}
+    top.add(pa.table({"video_id": pa.repeat("v", len(points)), **columns}))
+    expected = []
+    for label in (0, 1):
+        index_K, _ = k_center_greedy(points[label_N == label], num_per_class)
+        expected += frame_index_N[label_N == label][index_K].tolist()
+    assert top.table()["frame_index"].to_pylist() == expected
+
+
+def test_random_projection_keeps_distances():
+    rng = np.random.default_rng(0)
+    feature_ND = np.maximum(rng.normal(size=(60, 4096)), 0).astype(np.float16)
+    small_ND = random_projection(feature_ND)
+    assert small_ND.shape == (60, 64)
+    assert small_ND.dtype == np.float32
+    wide_ND = feature_ND.astype(np.float32)
+    pairs = np.triu_indices(60, 1)
+    ratio = np.linalg.norm(small_ND[pairs[0]] - small_ND[pairs[1]], axis=1)
+    ratio /= np.linalg.norm(wide_ND[pairs[0]] - wide_ND[pairs[1]], axis=1)
+    assert ratio.mean() == pytest.approx(1, abs=0.03)
+    assert ratio.std() == pytest.approx(1 / np.sqrt(2 * 64), abs=0.02)  # a chi variable with 64 degrees of freedom
+    np.testing.assert_allclose(random_projection(feature_ND[7:9]), small_ND[7:9], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(random_projection(feature_ND, seed=1), small_ND)
+    np.testing.assert_array_equal(random_projection(feature_ND[:, :64]), wide_ND[:, :64])

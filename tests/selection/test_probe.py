@@ -1,0 +1,177 @@
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from raydistal.errors import UserError
+from raydistal.selection.probe import Probes, assign_folds, fit_probes, group_weights, sample_key, uniform
+
+ROWS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1)), max_size=40)
+
+
+@settings(deadline=None)
+@given(ROWS, st.integers(3, 6), st.randoms())
+def test_folds(rows, num_folds, random):
+    groups = [f"g{number}" for number, _ in rows]
+    labels = np.array([label for _, label in rows], np.int8)
+    num_groups = [len({group for group, of in zip(groups, labels, strict=True) if of == label}) for label in (0, 1)]
+    if min(num_groups) < 2:
+        with pytest.raises(UserError, match=f"Real videos are in {num_groups[0]} groups, fake ones in {num_groups[1]}"):
+            assign_folds(pa.array(groups, pa.string()), labels, num_folds)
+        return
+    folds = assign_folds(groups, labels, num_folds)
+    assert len(set(zip(groups, folds.tolist(), strict=True))) == len(set(groups))
+    for fold in range(num_folds):
+        assert set(labels[folds != fold]) == {0, 1}
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    shuffled = assign_folds(pa.chunked_array([[groups[number] for number in order]]), labels[order], num_folds)
+    np.testing.assert_array_equal(shuffled, folds[order])
+
+
+def test_folds_are_balanced():
+    groups, labels = [], []
+    for number in range(100):  # a real video and its four fakes; a lone real one; two lone fakes; one large group
+        groups += [f"pair{number}"] * 5 + [f"real{number}", f"fake{number}", f"gan{number}"]
+        labels += [0, 1, 1, 1, 1, 0, 1, 1]
+    groups += ["studio"] * 30
+    labels += [0] * 10 + [1] * 20
+    folds = assign_folds(groups, np.array(labels))
+    counts = np.bincount(2 * folds + labels, minlength=10).reshape(5, 2)
+    assert counts.sum(axis=0).tolist() == [210, 620]
+    assert np.ptp(counts[:, 0]) <= 2
+    assert np.ptp(counts[:, 1]) <= 5
+
+
+def test_a_fold_never_takes_the_last_of_a_class():
+    # The big real group lies in fold 0, which has no fakes yet: by balance alone b would go there too.
+    groups = ["a"] * 99 + ["b"] * 21 + [f"f{number}" for number in range(40)]
+    labels = np.array([0] * 100 + [1] * 60)
+    folds = dict(zip(groups, assign_folds(groups, labels, 3).tolist(), strict=True))
+    assert folds["a"] != folds["b"]
+
+
+def problem(num_groups=12, num_frames=6, num_dims=7, seed=0):
+    """Features of groups with one real and one fake video each; they differ along one direction."""
+    rng = np.random.default_rng(seed)
+    label_N = np.tile(np.repeat([0, 1], num_frames), num_groups)
+    group_N = [f"g{number:02}" for number in np.repeat(np.arange(num_groups), 2 * num_frames)]
+    feature_ND = rng.normal(3, 2, (len(label_N), num_dims)) + rng.normal(0, 2, num_dims) * label_N[:, None]
+    feature_ND[:, 0] = 7.7  # a dead unit
+    return feature_ND.astype(np.float32), label_N, group_N
+
+
+def test_a_probe_is_sklearns_on_standardised_features_of_the_other_folds():
+    feature_ND, label_N, group_N = problem()
+    feature_ND, label_N, group_N = feature_ND[:-4], label_N[:-4], group_N[:-4]  # not balanced
+    fold_N = assign_folds(group_N, label_N, 3)
+    weight_MN = np.concatenate([np.ones((1, len(label_N))), group_weights(group_N, 2, seed=1)])
+    probes = fit_probes(feature_ND, label_N, fold_N, 3, weight_MN)
+    logit_MN = probes.logit(feature_ND, fold_N)
+    for fold in range(3):
+        train_N, test_N = fold_N != fold, fold_N == fold
+        mean_D, std_D = feature_ND[train_N].mean(axis=0), feature_ND[train_N].std(axis=0)
+        std_D[0] = 1
+        for weight_N, logit_N in zip(weight_MN, logit_MN, strict=True):
+            weight_T, label_T = weight_N[train_N], label_N[train_N]
+            balance_L = weight_T.sum() / 2 / np.bincount(label_T, weight_T)
+            model = LogisticRegression(C=0.01, tol=1e-8)
+            model.fit((feature_ND[train_N] - mean_D) / std_D, label_T, sample_weight=weight_T * balance_L[label_T])
+            expected = model.decision_function((feature_ND[test_N] - mean_D) / std_D)
+            np.testing.assert_allclose(logit_N[test_N], expected, rtol=0, atol=1e-3)
+            assert np.ptp(expected) > 0.3
+    assert probes.weight_MKD.shape == (3, 3, 7)
+    assert probes.weight_MKD.dtype == probes.bias_MK.dtype == np.float32
+    assert logit_MN.dtype == np.float64
+    assert np.mean((logit_MN[0] > 0) == label_N) > 0.7
+    plain = fit_probes(feature_ND, label_N, fold_N, 3)
+    np.testing.assert_allclose(plain.logit(feature_ND, fold_N), logit_MN[:1], atol=1e-6)
+    assert np.abs(np.diff(logit_MN, axis=0)).mean() > 0.02
+
+
+def test_the_probe_of_a_group_never_saw_it():
+    feature_ND, label_N, group_N = problem()
+    fold_N = assign_folds(group_N, label_N)
+    before = fit_probes(feature_ND, label_N, fold_N, weight_MN=group_weights(group_N, 2))
+    rows = np.array(group_N) == "g05"
+    feature_ND[rows], label_N[rows] = 1e3, 1 - label_N[rows]
+    after = fit_probes(feature_ND, label_N, fold_N, weight_MN=group_weights(group_N, 2))
+    own = fold_N[rows][0]
+    for fold in range(5):
+        same = np.array_equal(before.weight_MKD[:, fold], after.weight_MKD[:, fold])
+        assert same == (fold == own)
+    np.testing.assert_array_equal(before.bias_MK[:, own], after.bias_MK[:, own])
+
+
+def test_logits_are_the_same_bits_in_any_batch():
+    rng = np.random.default_rng(0)
+    probes = Probes(rng.normal(size=(2, 5, 333)).astype(np.float32), rng.normal(size=(2, 5)).astype(np.float32))
+    feature_ND, fold_N = rng.normal(size=(100, 333)).astype(np.float16), rng.integers(0, 5, 100)
+    whole_MN = probes.logit(feature_ND, fold_N)
+    for size in (1, 7, 64):
+        parts = [probes.logit(feature_ND[i : i + size], fold_N[i : i + size]) for i in range(0, 100, size)]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole_MN)
+    exact = np.einsum("mnd,nd->mn", probes.weight_MKD[:, fold_N].astype(float), feature_ND.astype(float))
+    np.testing.assert_allclose(whole_MN, exact + probes.bias_MK[:, fold_N], atol=1e-4)
+    norm = [[np.sqrt(np.sum(np.square(row))) for row in member[fold_N]] for member in probes.weight_MKD.astype(float)]
+    np.testing.assert_allclose(probes.norm(fold_N), norm, rtol=1e-6)
+
+
+def test_a_class_missing_from_the_sample_is_told():
+    feature_ND, label_N, group_N = problem()
+    fold_N = assign_folds(group_N, label_N)
+    keep = (label_N == 0) | (fold_N == 2)
+    with pytest.raises(UserError, match="no faces of both real and fake videos outside fold 2"):
+        fit_probes(feature_ND[keep], label_N[keep], fold_N[keep])
+
+
+def splitmix64(state, number):
+    """The reference (Steele, Lea and Flood 2014), in Python integers: item `number` of the sequence from `state`."""
+    mask = 2**64 - 1
+    z = (state + (number + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def test_sample_keys():
+    # The first numbers of splitmix64 from state 1234567, as published with many implementations of it.
+    assert [splitmix64(1234567, number) for number in range(3)] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
+    video_id_N = ["a", "b", "a", "c", "b"]
+    frame_index_N = np.array([0, 0, 7, 2**31 - 1, 0], np.int32)
+    keys = sample_key(pa.chunked_array([video_id_N]), frame_index_N, seed=3)
+    starts = {name: int.from_bytes(blake2b(f"3\0{name}".encode(), digest_size=8).digest(), "little") for name in "abc"}
+    assert keys.tolist() == [
+        splitmix64(starts[name], int(i)) for name, i in zip(video_id_N, frame_index_N, strict=True)
+    ]
+    np.testing.assert_array_equal(sample_key(video_id_N[2:], frame_index_N[2:], seed=3), keys[2:])
+    assert not np.any(keys == sample_key(video_id_N, frame_index_N, seed=4))
+
+
+def test_keys_sample_evenly():
+    video_id_N = np.repeat([f"v{number}" for number in range(1000)], 100)
+    number_N = uniform(sample_key(pa.array(video_id_N), np.tile(np.arange(100), 1000), seed=0))
+    assert len(np.unique(number_N)) == 100_000
+    counts = np.histogram(number_N, bins=20, range=(0, 1))[0]
+    assert np.abs(counts - 5000).max() < 5 * np.sqrt(5000)
+    per_video = (number_N < 0.1).reshape(1000, 100).sum(axis=1)
+    assert 7.5 < per_video.var() < 10.5  # binomial: 100 * 0.1 * 0.9
+    assert uniform(np.array([0, 2**64 - 1], np.uint64)).tolist() == [0, 1 - 2.0**-53]
+
+
+def test_group_weights_are_exponential_and_equal_within_a_group():
+    group_N = [f"g{number}" for number in range(4000)] * 2
+    weight_MN = group_weights(group_N, 2)
+    np.testing.assert_array_equal(weight_MN[:, :4000], weight_MN[:, 4000:])
+    assert np.all(weight_MN > 0)
+    np.testing.assert_allclose(weight_MN.mean(axis=1), 1, atol=0.08)
+    np.testing.assert_allclose(weight_MN.var(axis=1), 1, atol=0.2)
+    assert abs(np.corrcoef(weight_MN)[0, 1]) < 0.1
