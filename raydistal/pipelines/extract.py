@@ -85,7 +85,7 @@ class Config:
     manifest: str = ""
     """Another `videos` table to read, such as the distilled one of another run."""
     sample: str = "even:10"
-    """Frames looked at: even:N, every:N, random:N or fps:R."""
+    """Frames looked at: even:N, every:N, random:N or fps:R; at most 1000 of a video."""
     sample_fake: str = ""
     """The same for videos labelled fake; default: as --sample."""
     faces: Faces = field(default_factory=Faces)

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from raydistal.errors import UserError
 
+MAX_FRAMES = 1000  # of one video: bounds a row, however long the video is
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -16,7 +18,7 @@ class Sampling:
 
     `even:N` N frames spread over the video, first and last included; `every:N` frames 0, N, 2N ...;
     `random:N` N frames without replacement, the same ones for the same video_id; `fps:R` the frames on show at
-    0, 1/R, 2/R ... seconds after the first.
+    0, 1/R, 2/R ... seconds after the first. Of more than MAX_FRAMES frames, MAX_FRAMES spread evenly are taken.
     """
 
     kind: str
@@ -35,6 +37,10 @@ class Sampling:
 
         A video with fewer frames than asked gives all of them; one without frames gives none.
         """
+        indices = self._pick(pts_s_N, video_id)
+        return indices if len(indices) <= MAX_FRAMES else indices[_spread(len(indices), MAX_FRAMES)]
+
+    def _pick(self, pts_s_N: npt.NDArray[np.float64], video_id: str) -> npt.NDArray[np.int64]:
         num_frames, amount = len(pts_s_N), int(self.amount)
         if num_frames == 0:
             return np.empty(0, np.int64)
@@ -46,8 +52,12 @@ class Sampling:
         if amount >= num_frames:
             return np.arange(num_frames)
         if self.kind == "even":
-            if amount == 1:
-                return np.array([num_frames // 2])
-            return np.linspace(0, num_frames - 1, amount).round().astype(np.int64)
+            return _spread(num_frames, amount)
         seed = int.from_bytes(hashlib.blake2b(video_id.encode(), digest_size=8).digest(), "big")
         return np.sort(np.random.default_rng(seed).choice(num_frames, amount, replace=False))
+
+
+def _spread(num_frames: int, num_wanted: int) -> npt.NDArray[np.int64]:
+    if num_wanted == 1:
+        return np.array([num_frames // 2])
+    return np.linspace(0, num_frames - 1, num_wanted).round().astype(np.int64)

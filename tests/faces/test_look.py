@@ -104,6 +104,48 @@ def test_haar_finds_nothing_in_flat_and_tiny_frames():
         assert score_N.shape == (0,)
 
 
+def write_green_detector(path):
+    """A model with YuNet's inputs and outputs that scores each cell by how green it is and gives boxes of cell size."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    nodes, outputs, weights = [], [], []
+    channels = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
+    for name, num_channels in channels.items():
+        kernel = np.zeros((num_channels, 3, 1, 1), np.float32)
+        kernel[:, 1] = 1 / 255 if num_channels == 1 else 0
+        shape = np.array([1, -1, num_channels], np.int64)
+        weights += [numpy_helper.from_array(kernel, f"{name}_w"), numpy_helper.from_array(shape, f"{name}_shape")]
+    for stride in (8, 16, 32):
+        nodes.append(
+            helper.make_node(
+                "AveragePool", ["input"], [f"pool{stride}"], kernel_shape=[stride] * 2, strides=[stride] * 2
+            )
+        )
+        for name, num_channels in channels.items():
+            parts = [f"{name}{stride}{step}" for step in "ab"]
+            nodes.append(helper.make_node("Conv", [f"pool{stride}", f"{name}_w"], [parts[0]]))
+            nodes.append(helper.make_node("Transpose", [parts[0]], [parts[1]], perm=[0, 2, 3, 1]))
+            nodes.append(helper.make_node("Reshape", [parts[1], f"{name}_shape"], [f"{name}_{stride}"]))
+            shape = [1, (640 // stride) ** 2, num_channels]
+            outputs.append(helper.make_tensor_value_info(f"{name}_{stride}", TensorProto.FLOAT, shape))
+    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 640, 640])
+    graph = helper.make_graph(nodes, "green", [image], outputs, weights)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
+
+
+def test_yunet_boxes_are_in_source_pixels(tmp_path):
+    write_green_detector(tmp_path / "green.onnx")
+    image_HWC = np.zeros((512, 1280, 3), np.uint8)
+    image_HWC[128:256, 640:768, 1] = 255  # 2 x 2 cells of stride 32 once the frame is half as large
+    frame = Frame(0, 0.0, av.VideoFrame.from_ndarray(image_HWC, format="rgb24"))
+    boxes_N4, score_N = YuNet(str(tmp_path / "green.onnx"), min_face=0.1)(frame)
+    assert sorted(map(tuple, boxes_N4.tolist())) == [
+        (left, top, left + 64, top + 64) for left in (608, 672) for top in (96, 160)
+    ]
+    assert (score_N > 0.9).all()
+    assert len(YuNet(str(tmp_path / "green.onnx"), min_face=0.2)(frame)[0]) == 0
+
+
 def test_yunet_needs_its_model(tmp_path):
     with pytest.raises(UserError, match="no YuNet model"):
         YuNet(str(tmp_path / "absent.onnx"))

@@ -5,41 +5,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from raydistal.selection.diversity import k_center_greedy, k_center_per_class, random_projection
+from raydistal.selection.diversity import k_center_greedy, random_projection
 from raydistal.selection.representative import MostUncertain
 
 # Small integers: float32 arithmetic is exact, so ties are real ties.
 POINTS = hnp.arrays(np.float32, st.tuples(st.integers(0, 15), st.integers(1, 3)), elements=st.integers(-4, 4))
 
 
-def naive(points, num_centers, given):
+def naive(points, num_centers):
     """Sener and Savarese's Algorithm 1 with every distance computed anew."""
-    centers = list(given)
-    distances = []
-    while len(centers) < min(len(given) + num_centers, len(points)):
+    centers, distances = [], []
+    while len(centers) < min(num_centers, len(points)):
         rest = [number for number in range(len(points)) if number not in centers]
-        origin = [np.zeros(points.shape[1])]
-        to = [points[center] for center in centers] or origin
-        nearest = {number: min(np.linalg.norm(points[number] - other) for other in to) for number in rest}
+        to = points[centers] if centers else np.zeros_like(points[:1])
+        nearest = {number: np.linalg.norm(to - points[number], axis=1).min() for number in rest}
         best = max(rest, key=lambda number: nearest[number])
         distances.append(nearest[best] if centers else np.inf)
         centers.append(best)
-    return centers[len(given) :], distances
+    return centers, distances
 
 
 @settings(deadline=None)
-@given(POINTS, st.integers(0, 20), st.data())
-def test_equals_the_naive_algorithm(points, num_centers, data):
-    starts = data.draw(st.lists(st.integers(0, len(points) - 1), unique=True, max_size=3)) if len(points) else []
-    index_K, distance_N = k_center_greedy(points, num_centers, starts)
-    expected, distances = naive(points.astype(float), num_centers, starts)
-    assert index_K.tolist() == expected
+@given(POINTS, st.integers(0, 20))
+def test_equals_the_naive_algorithm(points, num_centers):
+    index_K, distance_N = k_center_greedy(points, num_centers)
+    centers, distances = naive(points.astype(float), num_centers)
+    assert index_K.tolist() == centers
     np.testing.assert_allclose(distance_N[index_K], distances, rtol=1e-6)
-    assert np.all(np.isinf(distance_N[starts]))
-    centers = [*starts, *expected]
-    for other in set(range(len(points))) - set(centers if centers else range(len(points))):
+    for other in set(range(len(points))) - set(centers) if centers else ():
         nearest = np.linalg.norm(points[centers] - points[other], axis=1).min()
         np.testing.assert_allclose(distance_N[other], nearest, rtol=1e-6)
+
+
+def test_copies_of_a_frame_are_selected_last():
+    rng = np.random.default_rng(0)
+    feature_ND = np.repeat(rng.normal(50, 1, (4, 64)), [5, 4, 3, 2], axis=0).astype(np.float32)
+    index_K, distance_N = k_center_greedy(feature_ND, 9)
+    assert len(set(index_K.tolist())) == 9
+    assert len({tuple(feature_ND[index]) for index in index_K[:4]}) == 4
+    copies_N = np.delete(distance_N, index_K[:4])
+    assert copies_N.min() >= 0
+    assert copies_N.max() < 1 < distance_N[index_K[:4]].min()
 
 
 def test_centres_are_spread_over_clusters():
@@ -53,19 +59,13 @@ def test_centres_are_spread_over_clusters():
 
 
 @settings(deadline=None)
-@given(POINTS, st.integers(0, 6), st.data())
-def test_as_uncertainty_it_makes_algorithm_1_select_the_centres(points, num_per_class, data):
-    label_N = np.array(data.draw(st.lists(st.integers(0, 1), min_size=len(points), max_size=len(points))), np.int8)
-    distance_N = k_center_per_class(points, label_N, num_per_class)
-    top = MostUncertain(num_per_class)
-    frame_index_N = np.arange(len(points))
-    columns = {"frame_index": frame_index_N, "label": label_N, "uncertainty": distance_N}
-    top.add(pa.table({"video_id": pa.repeat("v", len(points)), **columns}))
-    expected = []
-    for label in (0, 1):
-        index_K, _ = k_center_greedy(points[label_N == label], num_per_class)
-        expected += frame_index_N[label_N == label][index_K].tolist()
-    assert top.table()["frame_index"].to_pylist() == expected
+@given(POINTS, st.integers(0, 6))
+def test_as_uncertainty_it_makes_algorithm_1_select_the_centres(points, num_centers):
+    index_K, distance_N = k_center_greedy(points, num_centers)
+    top = MostUncertain(num_centers)
+    columns = {"video_id": pa.repeat("v", len(points)), "label": pa.repeat(1, len(points))}
+    top.add(pa.table(columns | {"frame_index": np.arange(len(points)), "uncertainty": distance_N}))
+    assert top.table()["frame_index"].to_pylist() == index_K.tolist()
 
 
 def test_random_projection_keeps_distances():

@@ -48,11 +48,13 @@ def test_folds_are_balanced():
 
 
 def test_a_fold_never_takes_the_last_of_a_class():
-    # The big real group lies in fold 0, which has no fakes yet: by balance alone b would go there too.
-    groups = ["a"] * 99 + ["b"] * 21 + [f"f{number}" for number in range(40)]
-    labels = np.array([0] * 100 + [1] * 60)
-    folds = dict(zip(groups, assign_folds(groups, labels, 3).tolist(), strict=True))
-    assert folds["a"] != folds["b"]
+    # By balance alone b, with the only other real video, would join a, whose fold has the fewest fakes.
+    videos = {"a": (99, 1), "c": (0, 30), "d": (0, 30), "b": (1, 20)} | {f"e{number}": (0, 1) for number in range(19)}
+    groups = [group for group, (num_real, num_fake) in videos.items() for _ in range(num_real + num_fake)]
+    labels = [label for counts in videos.values() for label in (0, 1) for _ in range(counts[label])]
+    folds = dict(zip(groups, assign_folds(groups, np.array(labels), 3).tolist(), strict=True))
+    assert len({folds[group] for group in "acd"}) == 3
+    assert folds["b"] != folds["a"]
 
 
 def problem(num_groups=12, num_frames=6, num_dims=7, seed=0):
@@ -125,7 +127,7 @@ def test_a_class_missing_from_the_sample_is_told():
     feature_ND, label_N, group_N = problem()
     fold_N = assign_folds(group_N, label_N)
     keep = (label_N == 0) | (fold_N == 2)
-    with pytest.raises(UserError, match="no faces of both real and fake videos outside fold 2"):
+    with pytest.raises(UserError, match="the probe of fold 2 is to be trained on are all"):
         fit_probes(feature_ND[keep], label_N[keep], fold_N[keep])
 
 

@@ -218,3 +218,4 @@ def test_a_mean_that_is_not_a_number_ranks_like_none():
     rows = [(0, "A", 0, math.nan), (0, "B", 0, -math.inf), (1, "C", 1, math.nan), (1, "D", 1, math.inf)]
     assert rank(rows, "frequency") == [3, 2, 1, 0]
     assert rank(rows, "groups") == [3, 2, 1, 0]
+    assert rank_videos(*dataset(rows))["mean_uncertainty"].to_pylist() == [math.inf, None, -math.inf, None]

@@ -90,6 +90,16 @@ def test_memory_stays_bounded(monkeypatch):
     assert rows(top.table()) == with_order(*algorithm_1(frames, 6))
 
 
+def test_many_frames():
+    frames = [
+        (f"v{number % 50:02}", number // 50, number * 7 % 3 % 2, float(number * 37 % 101)) for number in range(1000)
+    ]
+    top = MostUncertain(400)
+    top.add(table(frames))
+    assert rows(top.table()) == with_order(*algorithm_1(frames, 800))
+    assert shortage(top.table(), 400) == {0: 0, 1: 67}
+
+
 def test_nan_and_minus_infinity_come_last():
     uncertainties = [math.nan, -math.inf, -1e300, math.inf, math.nan, 0.0]
     frames = [("v", number, 1, uncertainty) for number, uncertainty in enumerate(uncertainties)]

@@ -21,6 +21,15 @@ def test_golden_values():
     assert pick("even:5", 0) == pick("every:5", 0) == pick("fps:1", 0) == pick("random:5", 0) == []
 
 
+def test_a_long_video_is_thinned_evenly():
+    indices = pick("every:2", 10_000)
+    assert len(indices) == 1000
+    assert indices[0] == 0
+    assert indices[-1] == 9998
+    assert set(np.diff(indices)) == {10, 12}
+    assert len(pick("even:5000", 10_000)) == 1000
+
+
 def test_fps_takes_the_frame_on_show():
     pts_s = np.array([10.0, 10.9, 11.5, 13.2])  # variable rate, not from zero: 11.0 s shows frame 1, 13.0 s frame 2
     assert Sampling.parse("fps:1").pick(pts_s, "v").tolist() == [0, 1, 2]
