@@ -1,7 +1,10 @@
-"""raydistal <verb>: one sub-command per pipeline, its options built from the pipeline's Config.
+"""From a folder of real and fake videos to a small distilled dataset, on Ray.
 
-The last line of stdout is one JSON object; everything else goes to stderr. Exit codes: 0 done, 1 failed, 2 wrong use.
-The cluster is the one that RAY_ADDRESS names (as in a submitted job), otherwise a private one on this machine.
+The last line of stdout is one JSON object; all else goes to stderr.
+
+Exit codes: 0 done, 1 failed, 2 wrong use.
+
+RAY_ADDRESS names the cluster; without it one is started on this machine.
 """
 
 import json

@@ -68,7 +68,7 @@ RANKING = pa.schema(
 
 COVERAGE = pa.schema(
     [
-        _required("dimension", pa.string()),  # label | method | group | face_size | num_faces | status
+        _required("dimension", pa.string()),  # label | method | compression | group | face_size ...
         _required("value", pa.string()),
         _required("num_full", pa.int64()),  # videos
         _required("num_distilled", pa.int64()),

@@ -137,7 +137,8 @@ class FeatureExtractor:
         starts = range(0, len(crops_NHWC), self.batch_size)
         batches = (torch.tensor(crops_NHWC[start : start + self.batch_size]) for start in starts)
         features = [self.backbone(batch).float().cpu() for batch in batches]
-        return torch.cat(features).numpy().astype(np.float16)
+        limit = torch.finfo(torch.float16).max
+        return torch.cat(features).clamp(-limit, limit).numpy().astype(np.float16)
 
 
 def feature_dim(name: str, size_px: int) -> int:

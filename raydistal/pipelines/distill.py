@@ -10,7 +10,7 @@ from raydistal.selection.uncertainty import Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """From videos to a distilled dataset: index, extract, select. Run again, it does what is missing."""
+    """From videos to a distilled dataset: index, extract, select in a row."""
 
     videos: str
     """Folder or manifest of labelled videos, local or s3://..."""

@@ -164,8 +164,11 @@ def _rank(config: Config, videos: pa.Table, settings: dict[str, dict[str, Any]],
     from raydistal.selection.representative import MostUncertain, shortage
 
     num_per_class = config.frames // 2
-    selected = schemas.REPRESENTATIVE.empty_table()
-    if not _is_current(place["uncertainty"], settings["uncertainty"]):
+    in_rounds = config.rounds > 1
+    scored_before = _is_current(place["uncertainty"], settings["uncertainty"])
+    if in_rounds and _is_current(place["representative"], settings["representative"]) and scored_before:
+        selected = tables.read_table(place["representative"], "select")
+    elif in_rounds or not scored_before:
         selected = _score(config, videos, settings["uncertainty"], place["uncertainty"])
 
     most, least = MostUncertain(num_per_class), MostUncertain(NUM_SHOWN // 2)
@@ -180,7 +183,7 @@ def _rank(config: Config, videos: pa.Table, settings: dict[str, dict[str, Any]],
         means.append(mean_uncertainty(scored))
         for label in (0, 1):
             histogram[label] += np.histogram(uncertainty.filter(pc.equal(frames["label"], label)), edges)[0]
-    representative = selected if config.rounds > 1 else most.table()
+    representative = selected if in_rounds else most.table()
     missing = shortage(representative, num_per_class)
     tables.write_table(
         place["representative"],

@@ -101,7 +101,10 @@ def fit_probes(
     for fold in range(num_folds):
         train_N = fold_N != fold
         if len(np.unique(label_N[train_N])) < 2:
-            raise UserError(f"there are no faces of both real and fake videos outside fold {fold}. {WAYS_OUT}")
+            raise UserError(
+                f"the faces that the probe of fold {fold} is to be trained on are all of real or all of fake videos. "
+                f"Select more frames per round, if in rounds. {WAYS_OUT}"
+            )
         standard_TD = feature_ND[train_N]
         mean_D = standard_TD.mean(axis=0, dtype=np.float64).astype(np.float32)
         standard_TD -= mean_D

@@ -14,7 +14,7 @@ Arrange = Literal["frequency", "balanced", "groups"]
 
 MOST_FREQUENT_FIRST = [
     ("num_representative", "descending"),
-    ("mean_uncertainty", "ascending"),
+    ("mean_uncertainty", "descending"),  # nulls come last, whatever the direction
 ]
 
 

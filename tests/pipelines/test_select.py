@@ -163,6 +163,14 @@ def test_rounds(cluster, run):
     assert all(np.isnan(row["probability"]) for row in first_round)  # random: no probe yet
 
 
+def test_rounds_are_kept_when_only_the_arrangement_changes(cluster, run):
+    select.run(config(run, rounds=2))
+    before = read(run, "representative")
+    select.run(config(run, rounds=2, arrange="balanced"))
+    assert read(run, "representative").equals(before)
+    assert sum(read(run, "ranking")["num_representative"].to_pylist()) == 30
+
+
 def test_another_ratio_costs_nothing(cluster, run):
     select.run(config(run))
     assert select.is_ranked(config(run, ratio=0.5))

@@ -1,0 +1,115 @@
+"""The command line as a stranger uses it: sub-processes, their streams and exit codes."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raydistal import storage, tables
+
+TINY = ["--detector", "none", "--size-px", "64", "--backbone", "timm:mobilenetv3_small_050", "--weights", "random"]
+
+
+def raydistal(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    token = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_AUTH_MODE": "token", "COLUMNS": "80"}
+    command = [str(Path(sys.executable).with_name("raydistal")), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | token | environment, timeout=240, check=False
+    )
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, clip_writer):
+    root = tmp_path_factory.mktemp("my videos é")
+    for label in ("real", "fake/face swap"):
+        (root / label).mkdir(parents=True)
+        for number in range(6):
+            clip_writer(root / label / f"clip {number}.mp4", num_frames=8, seed=number)
+    return root
+
+
+@pytest.mark.parametrize("verb", ["", "index", "extract", "select", "distill", "report", "demo"])
+def test_help_fits_80_columns(verb):
+    done = raydistal(*filter(None, [verb]), "--help")
+    assert done.returncode == 0
+    assert "usage: raydistal" in done.stdout
+    lines = done.stdout.splitlines()
+    assert max(len(line) for line in lines if not line.startswith("usage:")) <= 80
+
+
+def test_index_says_what_it_found(folders, tmp_path):
+    done = raydistal("index", "--videos", folders, "--out", tmp_path / "run")
+    summary = last_line(done)
+    assert (summary["videos"], summary["real"], summary["fake"], summary["layout"]) == (12, 6, 6, "folders")
+    assert len(done.stdout.splitlines()) == 1
+    methods = tables.read_table(str(tmp_path / "run/videos"), "index")["method"].to_pylist()
+    assert set(methods) == {None, "face swap"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["index", "--videos", "/no/such/folder", "--out", "OUT"], "/no/such/folder"),
+        (["extract", "--out", "OUT", "--sample", "ten"], "even:N, every:N, random:N or fps:R"),
+        (["extract", "--out", "OUT", "--crops", "gif"], "png, jpeg:QUALITY"),
+        (["select", "--out", "OUT"], "raydistal index"),
+        (["select", "--out", "OUT", "--ratio", "2"], "--ratio must be above 0"),
+        (["report", "--out", "OUT"], "raydistal index"),
+        (["distill", "--videos", "V", "--out", "OUT", "--frames", "0"], "--frames of at least 2"),
+        (["index", "--vidoes", "x"], "--vidoes"),
+        (["nothing"], "nothing"),
+        ([], "index"),
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_one_clear_message(arguments, message, tmp_path):
+    done = raydistal(*(str(tmp_path) if argument == "OUT" else argument for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_no_weights_and_no_network_is_wrong_use(folders, tmp_path):
+    last_line(raydistal("index", "--videos", folders, "--out", tmp_path / "run"))
+    nowhere = {"TORCH_HOME": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    done = raydistal("extract", "--out", tmp_path / "run", **nowhere)
+    assert done.returncode == 2
+    assert "--weights FILE" in done.stderr
+    assert "--weights random" in done.stderr
+
+
+@pytest.mark.ray
+def test_from_folders_to_a_distilled_set(folders, tmp_path):
+    options = ["--videos", folders, "--out", tmp_path / "run", "--ratio", "0.5", "--frames", "20", "--sample", "even:3"]
+    done = raydistal("distill", *options, *TINY)
+    summary = last_line(done)
+    assert summary["extract"]["ok"] == 12
+    assert summary["select"]["distilled"] == round(summary["select"]["videos"] / 2)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    for noise in ("ray.init", "WARNING", "core_worker", "Deprecat"):
+        assert noise not in done.stderr
+    again = raydistal("select", "--out", tmp_path / "run", "--ratio", "0.25", "--frames", "20")
+    assert last_line(again)["distilled"] < summary["select"]["distilled"]
+    assert last_line(raydistal("report", "--out", tmp_path / "run"))["report"].endswith("index.html")
+    other = raydistal("extract", "--out", tmp_path / "run2", "--manifest", tmp_path / "run/distilled", *TINY)
+    assert last_line(other)["videos"] == last_line(again)["distilled"]
+
+
+@pytest.mark.ray
+def test_everything_on_s3(folders, s3):
+    for name in storage.list_files(str(folders)):
+        storage.write_bytes(f"{s3}/data/{name}", (folders / name).read_bytes())
+    done = raydistal("distill", "--videos", f"{s3}/data", "--out", f"{s3}/run", "--frames", "12", *TINY)
+    assert last_line(done)["extract"]["ok"] == 12
+    assert tables.read_table(f"{s3}/run/distilled", "select").num_rows == last_line(done)["select"]["distilled"]
+    page = last_line(raydistal("report", "--out", f"{s3}/run"))["report"]
+    assert storage.read_bytes(page).lower().startswith(b"<!doctype html>")
