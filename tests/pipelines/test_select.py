@@ -165,9 +165,9 @@ def test_rounds(cluster, run):
 
 def test_rounds_are_kept_when_only_the_arrangement_changes(cluster, run):
     select.run(config(run, rounds=2))
-    before = read(run, "representative")
+    before = read(run, "representative").drop_columns(["probability"])  # NaN in the first round
     select.run(config(run, rounds=2, arrange="balanced"))
-    assert read(run, "representative").equals(before)
+    assert read(run, "representative").drop_columns(["probability"]).equals(before)
     assert sum(read(run, "ranking")["num_representative"].to_pylist()) == 30
 
 
