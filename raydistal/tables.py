@@ -32,6 +32,7 @@ Config = Mapping[str, Any]
 
 INFO = "_table.json"
 LOCK = "_lock.json"
+FINAL = ("ok", "no_face")  # statuses that another try would not change
 BEAT_S = 5.0
 BEATS_UNTIL_STALE = 4
 
@@ -162,7 +163,7 @@ def drop_failed(location: str, config: Config) -> int:
         part = storage.join(location, name)
         filesystem, path = storage.resolve(part)
         table = pq.read_table(path, filesystem=filesystem)
-        keep = table.filter(pc.is_in(table["status"], pa.array(["ok", "no_face"])))
+        keep = table.filter(pc.is_in(table["status"], pa.array(FINAL)))
         num_dropped += table.num_rows - keep.num_rows
         if keep.num_rows == 0:
             storage.delete(part)

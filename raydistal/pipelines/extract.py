@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 VIDEOS_PER_BATCH = 4  # some 40 faces: enough to fill a GPU, few enough that a CPU answers in seconds
 VIDEOS_PER_PART = 16  # what a crash can lose at most, per writer; some 16 MB with PNG crops
 COUNTED = ("num_frames_seen", "num_faces", "look_s", "feature_s")  # summed up over all rows
+MAX_TASKS = 20_000  # the driver holds a reference to each
 ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, because a lost node takes one
 
 
@@ -122,35 +124,32 @@ def run(config: Config) -> dict[str, Any]:
     out = storage.absolute(storage.join(config.out, "faces"))
 
     with tables.sole_writer(out) as claim:
-        if config.retry_failed:
-            print(f"dropped {tables.drop_failed(out, settings)} failed rows to do them again", file=sys.stderr)
         ledger = tables.read_ledger(out, settings, lambda line: print(line, file=sys.stderr))
+        if config.retry_failed:
+            storage.delete(storage.join(out, tables.INFO))
+            print(f"dropped {tables.drop_failed(out, settings)} failed rows to do them again", file=sys.stderr)
+            ledger = ledger.filter(pc.is_in(ledger["status"], pa.array(tables.FINAL)))
         pending = videos.filter(pc.invert(pc.is_in(videos["video_id"], ledger["video_id"])))
         if not len(pending) and tables.read_info(out):
-            return _summary(out, ledger["status"].to_pylist(), len(ledger), 0, began)
+            return _summary(out, Counter(ledger["status"].to_pylist()), len(ledger), 0, began)
         storage.delete(storage.join(out, tables.INFO))
         totals = dict.fromkeys(COUNTED, 0.0)
-        statuses = list(ledger["status"].to_pylist())
+        statuses = Counter(ledger["status"].to_pylist())
         with Progress("extract", len(pending), unit="videos") as progress:
             for batch in _stream(config, pending, state, schema, settings, out) if len(pending) else ():
                 claim.check()
                 for name in totals:
                     totals[name] += float(np.sum(batch[name]))
-                statuses += list(batch["status"])
-                failed = sum(status != "ok" for status in statuses)
+                statuses.update(batch["status"].tolist())
+                failed = statuses.total() - statuses["ok"]
                 progress.advance(len(batch["status"]), f"{failed} without faces" if failed else "")
-        info = {"counts": tables.count_values(statuses), "seconds": time.monotonic() - began}
-        tables.write_info(out, settings, num_rows=len(statuses), num_new=len(pending), stages=totals, **info)
+        info = {"counts": dict(statuses.most_common()), "seconds": time.monotonic() - began}
+        tables.write_info(out, settings, num_rows=statuses.total(), num_new=len(pending), stages=totals, **info)
     return _summary(out, statuses, len(ledger), int(totals["num_faces"]), began)
 
 
-def _summary(out: str, statuses: list[str], num_before: int, num_faces: int, began: float) -> dict[str, Any]:
-    counts = {
-        "videos": len(statuses),
-        **tables.count_values(statuses),
-        "done_before": num_before,
-        "new_faces": num_faces,
-    }
+def _summary(out: str, statuses: Counter[str], num_before: int, num_faces: int, began: float) -> dict[str, Any]:
+    counts = {"videos": statuses.total(), **statuses, "done_before": num_before, "new_faces": num_faces}
     return counts | {"seconds": round(time.monotonic() - began, 1), "table": out}
 
 
@@ -181,7 +180,7 @@ def _stream(
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     num_workers = config.feature_workers or num_gpus or num_nodes
     # Enough tasks to keep all CPUs busy to the end, not so many that starting them costs.
-    videos_per_task = max(1, min(8, len(pending) // (8 * num_cpus)))
+    videos_per_task = max(1, min(8, len(pending) // (8 * num_cpus)), len(pending) // MAX_TASKS)
     features, feature_dim = config.features, schema.field("feature").type.value_type.list_size
     columns = pending.select(["video_id", "uri", "label"])
     # Retries have no other way in yet; Ray 2.64, which our range excludes, wants one.
@@ -201,7 +200,9 @@ def _stream(
             fn_constructor_args=(weights, features.backbone, features.precision, feature_dim),
             batch_format="pyarrow",
             batch_size=VIDEOS_PER_BATCH,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, num_workers)),
+            compute=ray.data.ActorPoolStrategy(
+                size=num_workers
+            ),  # asks for all at once: pools do not grow by themselves
             # On CPUs the network shares the cores with decoding: reserving some would idle them half of the time.
             num_cpus=0,
             num_gpus=1 if num_gpus else 0,

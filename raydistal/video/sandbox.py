@@ -47,8 +47,9 @@ class Sandbox:
         """The function's table.
 
         Raises:
-            VideoError: what the function raised, or CrashedError (died, out of memory) or TimeLimitError.
-            RuntimeError: the function raised something else, which is a bug; the message holds the traceback.
+            VideoError: what the function raised; TimeLimitError; or CrashedError if it died, ran out of memory or
+                raised something unforeseen: even that must not stop a job of 100,000 videos.
+            RuntimeError: the child does not start, so no video is to blame.
         """
         child = self._child or self._start()
         deadline = time.monotonic() + self.timeout_s
@@ -71,8 +72,6 @@ class Sandbox:
         outcome = json.loads(answer.schema.metadata[b"outcome"])
         if outcome["status"] == "ok":
             return answer.replace_schema_metadata(None)
-        if outcome["status"] == "bug":
-            raise RuntimeError(f"{self.target} failed on {arguments}:\n{outcome['message']}")
         if outcome["status"] == "crashed":
             self.close()  # after running out of memory a process is not to be trusted
         raise ERRORS[outcome["status"]](outcome["message"])
@@ -142,8 +141,10 @@ def serve(target: str, memory_bytes: int, parent_pid: int) -> None:
             table, status, message = empty, error.status, str(error)
         except MemoryError:
             table, status, message = empty, "crashed", f"needed more than {memory_bytes >> 20} MiB (--memory-mib)"
-        except Exception:
-            table, status, message = empty, "bug", traceback.format_exc()
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{os.path.basename(place.filename)}:{place.lineno}"
+            table, status, message = empty, "crashed", f"unforeseen {type(error).__name__} at {where}: {error}"
         sink = pa.BufferOutputStream()
         table = table.replace_schema_metadata({"outcome": json.dumps({"status": status, "message": message})})
         with pa.ipc.new_stream(sink, table.schema) as stream:

@@ -125,15 +125,6 @@ def test_a_time_limit_is_a_row(cluster, tmp_path, clips, write_videos):
     assert "--timeout-s" in faces["error"][0].as_py()
 
 
-def test_s3_in_and_out(cluster, s3, clips, write_videos):
-    for clip in clips[:2]:
-        storage.write_bytes(f"{s3}/videos in/{clip.name}", clip.read_bytes())
-    write_videos(f"{s3}/run", [f"{s3}/videos in/{clip.name}" for clip in clips[:2]])
-    summary = extract.run(config(f"{s3}/run"))
-    assert summary["ok"] == 2
-    assert tables.read_table(f"{s3}/run/faces", "extract", ["video_id"]).num_rows == 2
-
-
 def test_no_manifest(tmp_path):
     with pytest.raises(UserError, match="raydistal index"):
         extract.run(config(tmp_path))
