@@ -136,13 +136,13 @@ def run(config: Config) -> dict[str, Any]:
         totals = dict.fromkeys(COUNTED, 0.0)
         statuses = Counter(ledger["status"].to_pylist())
         with Progress("extract", len(pending), unit="videos") as progress:
-            for batch in _stream(config, pending, state, schema, settings, out) if len(pending) else ():
-                claim.check()
+            for batch in _stream(config, pending, state, schema, settings, claim) if len(pending) else ():
                 for name in totals:
                     totals[name] += float(np.sum(batch[name]))
                 statuses.update(batch["status"].tolist())
                 failed = statuses.total() - statuses["ok"]
                 progress.advance(len(batch["status"]), f"{failed} without faces" if failed else "")
+        claim.check()
         info = {"counts": dict(statuses.most_common()), "seconds": time.monotonic() - began}
         tables.write_info(out, settings, num_rows=statuses.total(), num_new=len(pending), stages=totals, **info)
     return _summary(out, statuses, len(ledger), int(totals["num_faces"]), began)
@@ -165,16 +165,17 @@ def _stream(
     state: "State",
     schema: pa.Schema,
     settings: dict[str, Any],
-    out: str,
+    claim: tables.Claim,
 ) -> Iterator[dict[str, Any]]:
     """Runs the stages; yields, for each part written, arrays of what `write_part` returns."""
     import ray
     import ray.data
 
     context = ray.data.DataContext.get_current()
-    # With reservations, two CPUs decode one video at a time; what is in flight stays bounded by the queue in front of
-    # the features (downstream_capacity_backpressure_ratio).
+    # With its reservations, Ray Data lets two CPUs decode one video at a time; without them it lets decoded crops pile
+    # up without end. So: no reservations, and a bound of our own.
     context.op_resource_reservation_enabled = False
+    context.set_config("backpressure_policies.enabled", [_bound_queues()])
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     num_nodes = sum(node["Alive"] for node in ray.nodes())
@@ -210,7 +211,7 @@ def _stream(
             max_task_retries=ATTEMPTS,
         )
         .map_batches(
-            partial(write_part, schema=schema, settings=settings, out=out),
+            partial(write_part, schema=schema, settings=settings, claim=claim),
             batch_format="pyarrow",
             batch_size=VIDEOS_PER_PART,
             num_cpus=0,  # waits for the disk; a slot of its own could deadlock a small cluster
@@ -218,6 +219,26 @@ def _stream(
         )
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def _bound_queues() -> type:
+    """A Ray Data policy: how far a stage may run ahead of the next one.
+
+    It submits at most two tasks per CPU, and none while its output fills a quarter of the object store, unless the next
+    stage stands still (it may be waiting for a whole batch). Two, not one: unmet demand makes a cluster grow.
+    """
+    from ray.data._internal.execution.backpressure_policy import BackpressurePolicy
+    from ray.data._internal.execution.interfaces import PhysicalOperator
+
+    class BoundQueues(BackpressurePolicy):
+        def can_add_input(self, op: PhysicalOperator) -> bool:
+            limits = self._resource_manager.get_global_limits()  # its object_store_memory is a quarter of the store
+            if op.num_active_tasks() >= 2 * max(1, limits.cpu):
+                return False
+            is_full = self._resource_manager.get_mem_op_outputs(op) >= limits.object_store_memory > 0
+            return not (is_full and any(following.num_active_tasks() for following in op.output_dependencies))
+
+    return BoundQueues
 
 
 def look_stage(videos: pa.Table, config: Config) -> Iterator[pa.Table]:
@@ -284,7 +305,8 @@ class FeatureStage:
         )
 
 
-def write_part(rows: pa.Table, schema: pa.Schema, settings: dict[str, Any], out: str) -> pa.Table:
+def write_part(rows: pa.Table, schema: pa.Schema, settings: dict[str, Any], claim: tables.Claim) -> pa.Table:
     """Writes rows as one part of the table; returns what the driver counts."""
-    tables.write_part(out, conform(rows, schema), settings)
+    claim.check()  # here, as the workers of a job that was paused or killed may still be at it
+    tables.write_part(claim.location, conform(rows, schema), settings)
     return rows.select(["status", *COUNTED])

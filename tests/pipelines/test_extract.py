@@ -1,6 +1,7 @@
 """The extract pipeline on a local cluster."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +124,21 @@ def test_a_time_limit_is_a_row(cluster, tmp_path, clips, write_videos):
     faces = tables.read_table(str(tmp_path / "faces"), "extract")
     assert summary["timeout"] == 1
     assert "--timeout-s" in faces["error"][0].as_py()
+
+
+@pytest.mark.parametrize(
+    ("active", "waiting_bytes", "next_active", "allowed"),
+    [(0, 0, 1, True), (7, 99, 1, True), (8, 0, 1, False), (0, 100, 1, False), (0, 100, 0, True)],
+)
+def test_a_stage_does_not_run_far_ahead(active, waiting_bytes, next_active, allowed):
+    """4 CPUs, queues of 100 bytes."""
+    resources = SimpleNamespace(
+        get_global_limits=lambda: SimpleNamespace(cpu=4, object_store_memory=100),
+        get_mem_op_outputs=lambda _op: waiting_bytes,
+    )
+    following = SimpleNamespace(num_active_tasks=lambda: next_active)
+    op = SimpleNamespace(num_active_tasks=lambda: active, output_dependencies=[following])
+    assert extract._bound_queues()(None, None, resources).can_add_input(op) is allowed
 
 
 def test_no_manifest(tmp_path):
