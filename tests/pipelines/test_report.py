@@ -62,9 +62,9 @@ def crop(grey):
     return cv2.imencode(".png", image_HWC)[1].tobytes()
 
 
-def write_videos(run, **info):
+def write_videos(run, dataset="set", **info):
     videos = {"video_id": IDS, "uri": [f"/data/{name}" for name in NAMES], "label": LABELS}
-    videos |= {"dataset": ["set"] * 6, "group_id": IDS, "split": ["train"] * 6, "method": [None, "<swap>"] * 3}
+    videos |= {"dataset": [dataset] * 6, "group_id": IDS, "split": ["train"] * 6, "method": [None, "<swap>"] * 3}
     tables.write_table(f"{run}/videos", schemas.conform(pa.table(videos), schemas.VIDEOS), {"seed": 7}, **info)
 
 
@@ -148,7 +148,7 @@ def coarse(monkeypatch):
 def whole_run(tmp_path_factory):
     """A run with all tables, reported; the folder is named after its dataset's hostile name."""
     run = str(tmp_path_factory.mktemp("runs") / "run <b>")
-    write_videos(run, layout="folders", warnings=[f"{HOSTILE} has no label"] * 25, synthetic=True)
+    write_videos(run, layout="folders", warnings=[f"{HOSTILE} has no label"] * 25, dataset="synthetic")
     write_faces(run)
     write_selection(run)
     summary = report.run(report.Config(out=run))

@@ -1,0 +1,39 @@
+"""All tables of a run -> OUT/report: one HTML page that needs nothing else, and its figures as PNG. Needs no Ray."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from raydistal import storage
+from raydistal.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Show what a run found on one page: figures, faces, coverage, failures."""
+
+    out: str
+    """Run folder, local or s3://...: reads OUT/videos and the tables beside it, writes OUT/report."""
+    num_faces: int = 24
+    """Faces on each contact sheet, half of each class."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_faces <= 200:
+            raise UserError(f"--num-faces must be from 2 to 200, not {self.num_faces}")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Writes the page and returns a summary. Tables that are not there yet are left out.
+
+    Raises:
+        UserError: there is no `videos` table.
+    """
+    from raydistal.report import contents, page
+
+    found = contents.read(storage.absolute(config.out), config.num_faces)
+    pictures = page.draw(found)
+    folder = storage.join(config.out, "report")
+    for picture in pictures:
+        storage.write_bytes(storage.join(folder, f"{picture.name}.png"), picture.light)
+    path = storage.join(folder, "index.html")
+    storage.write_bytes(path, page.render(found, pictures).encode())
+    return {"report": path, "figures": len(pictures), "tables": list(found.infos)}

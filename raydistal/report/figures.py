@@ -1,0 +1,206 @@
+"""The figures of a report, as PNG. K videos in the order of the ranking; B bins of a histogram."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Ints = npt.NDArray[np.int64]
+
+CLASSES = ("real", "fake")  # by label
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of the page and of the figures on it. Text on `panel` has a contrast of at least 4.5."""
+
+    ground: str
+    panel: str
+    ink: str
+    muted: str
+    line: str
+    accent: str
+    pale: str
+    real: str
+    fake: str
+
+
+LIGHT = Theme("#f3f5f7", "#ffffff", "#16202a", "#566370", "#dce2e8", "#2d5080", "#b9c4d0", "#0b6e82", "#b5430f")
+DARK = Theme("#0e1318", "#161d24", "#e3e9ef", "#9aa8b6", "#2b3642", "#8cb4e8", "#4a5866", "#56c2d6", "#ff9463")
+
+WIDE_IN, NARROW_IN = 10.6, 4.0  # at 96 px per inch: the widths of the page's column on a desk and on a phone
+DPI = 192
+MAX_STRIP_COLUMNS = 600
+
+Draw = Callable[[Theme, float], "Figure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One figure as PNG files for bright and dark, wide and narrow displays."""
+
+    name: str
+    alt: str
+    light: bytes
+    dark: bytes
+    light_narrow: bytes
+    dark_narrow: bytes
+
+
+def picture(name: str, alt: str, draw: Draw) -> Picture:
+    """Draws a figure four times. `alt` says in words what it shows."""
+    return Picture(
+        name=name,
+        alt=alt,
+        light=_png(draw(LIGHT, WIDE_IN)),
+        dark=_png(draw(DARK, WIDE_IN)),
+        light_narrow=_png(draw(LIGHT, NARROW_IN)),
+        dark_narrow=_png(draw(DARK, NARROW_IN)),
+    )
+
+
+def frequency(theme: Theme, width_in: float, *, count_K: Ints, label_K: Ints, num_kept: int) -> "Figure":
+    """Representative frames per video, the first `num_kept` videos marked: figures 2 and 3 of the paper.
+
+    A strip below shows the class of each video, or the share of each class where videos lie too dense to be told apart.
+    """
+    figure = _figure(theme, width_in, 3.6)
+    axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=[6, 1])
+    num_videos = len(count_K)
+    _stems(axes, count_K, num_kept, theme.accent, theme.pale, width_in)
+    _style(axes, theme, ylabel="representative frames")
+    if 0 < num_kept < num_videos:
+        _mark(axes, theme, num_kept + 0.5, f"distilled: first {num_kept:,} of {num_videos:,}")
+    strip.imshow(_class_strip(label_K, theme), extent=(0.5, num_videos + 0.5, 2, 0), aspect="auto")
+    strip.axhline(1, color=theme.panel, linewidth=2)
+    _style(strip, theme, xlabel="videos, by rank")
+    strip.grid(False)
+    strip.set_yticks([0.5, 1.5], CLASSES)
+    return figure
+
+
+def frequency_by_class(theme: Theme, width_in: float, *, count_K: Ints, label_K: Ints, num_kept: int) -> "Figure":
+    """The same for real and fake videos apart: figures 4 and 5 of the paper."""
+    figure, panels = _two_panels(theme, width_in, sharey=True)
+    for label, (name, axes) in enumerate(zip(CLASSES, panels, strict=True)):
+        count_C = count_K[label_K == label]
+        num_kept_C = int(np.count_nonzero(label_K[:num_kept] == label))
+        _stems(axes, count_C, num_kept_C, getattr(theme, name), theme.pale, min(width_in, WIDE_IN / 2))
+        title = f"{name}: {count_C.sum():,} frames in {len(count_C):,} videos"
+        _style(axes, theme, title=title, xlabel=f"{name} videos, by rank", ylabel="representative frames")
+        if 0 < num_kept_C < len(count_C):
+            _mark(axes, theme, num_kept_C + 0.5, f"distilled: {num_kept_C:,}")
+    return figure
+
+
+def uncertainty(
+    theme: Theme, width_in: float, *, edges: list[float], counts: dict[str, list[int]], thresholds: list[float | None]
+) -> "Figure":
+    """Histograms (B + 1 edges, B counts per class), each with the lowest uncertainty selected, if it is one value."""
+    figure, panels = _two_panels(theme, width_in, sharey=False)
+    for name, threshold, axes in zip(CLASSES, thresholds, panels, strict=True):
+        colour, count_B = getattr(theme, name), np.asarray(counts[name])
+        axes.stairs(count_B, edges, fill=True, color=colour if threshold is None else theme.pale)
+        _style(axes, theme, title=f"{name}: {count_B.sum():,} faces", xlabel="uncertainty", ylabel="faces")
+        axes.set_xlim(edges[0], edges[-1])
+        if count_B.max() > 500:  # few are selected out of many: a linear axis would hide them
+            axes.set(yscale="log", ylim=(0.5, 4 * count_B.max()), ylabel="faces (log scale)")
+        else:
+            axes.set_ylim(0, 1.15 * max(1, count_B.max()))
+            axes.locator_params(axis="y", integer=True)
+        if threshold is not None:
+            selected = axes.stairs(count_B, edges, fill=True, color=colour)
+            selected.set_clip_path(axes.axvspan(threshold, edges[-1], visible=False))
+            _mark(axes, theme, threshold, f"selected from {threshold:.3g}")
+    return figure
+
+
+def _figure(theme: Theme, width_in: float, height_in: float) -> "Figure":
+    from matplotlib.figure import Figure  # no pyplot: nothing is shared between threads
+
+    return Figure(figsize=(width_in, height_in), dpi=DPI, facecolor=theme.panel, layout="constrained")
+
+
+def _two_panels(theme: Theme, width_in: float, sharey: bool) -> tuple["Figure", "list[Axes]"]:
+    """Real and fake, side by side if there is room."""
+    if width_in < WIDE_IN:
+        figure = _figure(theme, width_in, 5.0)
+        return figure, list(figure.subplots(2, 1, sharey=sharey))
+    figure = _figure(theme, width_in, 2.9)
+    return figure, list(figure.subplots(1, 2, sharey=sharey))
+
+
+def _stems(axes: "Axes", count_K: Ints, num_kept: int, kept: str, dropped: str, width_in: float) -> None:
+    """A bar per video. Lines, not rectangles: those take minutes for 100,000 videos."""
+    num_videos = max(1, len(count_K))
+    rank_K = np.arange(1, len(count_K) + 1)
+    pitch = 72 * 0.88 * width_in / num_videos  # points
+    linewidth = max(0.5, min(48, 0.7 * pitch if pitch > 4 else 1.5 * pitch))  # gaps only where they can be seen
+    for part, colour in ((slice(num_kept), kept), (slice(num_kept, None), dropped)):
+        axes.vlines(rank_K[part], 0, count_K[part], colors=colour, linewidth=linewidth, capstyle="butt")
+    axes.set_xlim(0.5, num_videos + 0.5)
+    top = 1.12 * max(1, count_K.max(initial=0))
+    axes.set_ylim(0, max(top, axes.get_ylim()[1]))  # panels share the axis
+    axes.locator_params(axis="both", integer=True)
+    if not len(count_K):
+        axes.set_xticks([])
+
+
+def _class_strip(label_K: Ints, theme: Theme) -> npt.NDArray[np.float64]:
+    """(2, columns, RGBA): in row 0 the share of real videos as opacity, in row 1 that of fake ones."""
+    from matplotlib.colors import to_rgb
+
+    num_columns = min(len(label_K), MAX_STRIP_COLUMNS)
+    column_K = np.arange(len(label_K)) * num_columns // len(label_K)
+    num_fake = np.bincount(column_K, label_K, num_columns) / np.bincount(column_K, minlength=num_columns)
+    return np.stack(
+        [
+            np.column_stack([np.tile(to_rgb(colour), (num_columns, 1)), share])
+            for colour, share in ((theme.real, 1 - num_fake), (theme.fake, num_fake))
+        ]
+    )
+
+
+def _mark(axes: "Axes", theme: Theme, x: float, text: str) -> None:
+    """A dashed vertical line with its meaning beside it, on the side that has room."""
+    low, high = axes.get_xlim()
+    is_right = x > (low + high) / 2
+    axes.axvline(x, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate(
+        text,
+        (x, 1),
+        (-6 if is_right else 6, -2),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right" if is_right else "left",
+        va="top",
+        color=theme.ink,
+        fontsize=9,
+        bbox={"facecolor": theme.panel, "edgecolor": "none", "pad": 1},
+    )
+
+
+def _style(axes: "Axes", theme: Theme, title: str = "", **labels: str) -> None:
+    axes.set(**labels)
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=10)
+    axes.set_facecolor(theme.panel)
+    axes.grid(axis="y", color=theme.line, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=theme.muted, labelsize=9, length=0)
+    axes.xaxis.label.set(color=theme.muted, fontsize=9)
+    axes.yaxis.label.set(color=theme.muted, fontsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(theme.line)
+
+
+def _png(figure: "Figure") -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
