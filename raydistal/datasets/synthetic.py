@@ -78,14 +78,13 @@ def write_dataset(
             f"use at least one identity, one clip, and from 0 to {len(METHODS)} fakes"
         )
     _check(*size_px, seconds, fps)
-    counts = (num_identities, num_clips_per_identity, num_fakes_per_clip)
-    _claim(folder, f"{counts=} {seconds=} {fps=} {size_px=} {seed=} {hostile=}")
+    settings = f"{num_identities=} {num_clips_per_identity=} {num_fakes_per_clip=} {seconds=} {fps=} {size_px=} {seed=}"
+    _claim(folder, f"{settings} {hostile=}")
     write = partial(write_video, width_px=size_px[0], height_px=size_px[1], seconds=seconds, fps=fps)
-    jobs = list(_pairs(write, num_identities, num_pairs_per_identity, seed)) + (
-        list(_hostile(write)) if hostile else []
-    )
-    paths = [(Path(folder, row["path"]), make) for row, make in jobs]
-    missing = [partial(make, path) for path, make in paths if not path.exists()]
+    jobs = list(_clips(write, num_identities, num_clips_per_identity, num_fakes_per_clip, seed))
+    jobs += _hostile(write) if hostile else ()
+    places = [(Path(folder, row["path"]), make) for row, make in jobs]
+    missing = [partial(make, path) for path, make in places if not path.exists()]
     if missing:
         workers = min(os.cpu_count() or 1, len(missing))
         spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of the caller's threads
@@ -198,6 +197,8 @@ def _encode(path: Path, frames: Iterable[Image], size_px: tuple[int, int], fps: 
     """Frames (H, W, 3) as H.264 in MP4, renamed into place when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
+    # Without this, x264 gives other bytes from one call to the next (AVX rate control with B-frames).
+    options = options | {"x264-params": "cpu-independent=1"}
     with av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.pix_fmt = "yuv420p"

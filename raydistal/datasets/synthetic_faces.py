@@ -6,12 +6,13 @@ Haar cascades look for: dark eye sockets, a bright bridge of the nose, a shadow 
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-Map = npt.NDArray[np.float32]  # (H, W) or (H, W, C)
+Map = npt.NDArray[np.floating[Any]]  # (H, W) or (H, W, C); float32 where it matters for speed
 
 LEFT, RIGHT, TOP, BOTTOM = -1.5, 1.5, -1.85, 2.35  # what a head's picture shows, in face units
 
@@ -62,17 +63,17 @@ def draw_traits(identity: int) -> SimpleNamespace:
     """The features of a person, the same for the same number: RANGES, and `iris`, `hair`, `skin` as RGB in [0, 1]."""
     rng = np.random.default_rng(identity)
     traits = SimpleNamespace(**{name: float(rng.uniform(*bounds)) for name, bounds in RANGES.items()})
-    # Dark skin goes with dark hair and eyes more often than not.
-    traits.iris = IRISES[rng.integers(len(IRISES)) if traits.tone < 0.5 else rng.integers(2)]
-    num_hairs = len(HAIRS) if traits.tone < 0.5 else 2
-    traits.hair = HAIRS[min(int(traits.hair_tone * num_hairs), num_hairs - 1)] * rng.uniform(0.85, 1.15)
-    traits.skin = skin_colour(traits.tone) + rng.uniform(-0.02, 0.02, 3)
+    num = len(HAIRS) if traits.tone < 0.5 else 2  # dark skin goes with dark hair and eyes
+    hair, iris = HAIRS[min(int(traits.hair_tone * num), num - 1)], IRISES[rng.integers(min(num, len(IRISES)))]
+    traits.hair, traits.iris = (hair * rng.uniform(0.85, 1.15)).astype(np.float32), iris.astype(np.float32)
+    traits.skin = skin_colour(traits.tone) + rng.uniform(-0.02, 0.02, 3).astype(np.float32)
     return traits
 
 
-def skin_colour(tone: float) -> npt.NDArray[np.float64]:
+def skin_colour(tone: float) -> Map:
     """RGB in [0, 1] of skin from light (0) to dark (1)."""
-    return np.array([np.interp(tone * (len(SKINS) - 1), range(len(SKINS)), channel) for channel in SKINS.T])
+    place = tone * (len(SKINS) - 1)
+    return np.array([np.interp(place, range(len(SKINS)), channel) for channel in SKINS.T], np.float32)
 
 
 def bump(x: Map, y: Map, x0: float, y0: float, rx: float, ry: float) -> Map:
@@ -84,6 +85,11 @@ def ramp(start: float | Map, end: float | Map, value: Map) -> Map:
     """0 before `start`, 1 after `end`, smooth between them; also downwards when `end` is smaller."""
     t = np.clip((value - start) / (end - start), 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)
+
+
+def paint(image: Map, colour: Map, alpha: Map) -> None:
+    """Lays `colour` (3,) or (H, W, 3) over `image` (H, W, 3), in place, where alpha (H, W) is not 0."""
+    image += (colour - image) * alpha[..., None]
 
 
 def mottle(rng: np.random.Generator, shape: tuple[int, int], grain_px: float, stretch_y: float = 1) -> Map:
@@ -121,12 +127,12 @@ class Head:
         albedo = self._albedo.copy()
         self._draw_eyes(albedo, blink, gaze)
         self._draw_mouth(albedo, mouth, smile)
-        facing = np.clip(self._normal @ light_3 + np.float32(0.15), 0, None)
-        shade = (np.float32(0.36) + np.float32(0.6) * facing) * self._hollow
-        shine = np.float32(0.1) * np.clip(facing - np.float32(0.1), 0, 1) ** 16
+        facing = np.clip(self._normal @ light_3 + 0.15, 0, None)
+        shade = (0.36 + 0.6 * facing) * self._hollow
+        shine = 0.1 * np.clip(facing - 0.1, 0, 1) ** 16
         rgba = np.empty((*self.shape, 4), np.float32)
         face, hair = self._face[..., None], self._hair_alpha[..., None]
-        lit_hair = self._hair * (np.float32(0.6) + np.float32(0.5) * facing.mean())
+        lit_hair = self._hair * (0.6 + 0.5 * facing.mean())
         rgba[..., :3] = (albedo * shade[..., None] + shine[..., None]) * face * (1 - hair) + lit_hair * hair
         rgba[..., 3] = 1 - (1 - self._face) * (1 - self._hair_alpha)
         return rgba
@@ -142,9 +148,8 @@ class Head:
         relief += t.brow_ridge * bump(x, y, 0, t.brow_y, 0.75, 0.13)
         relief += 0.05 * bump(side, y, t.eye_x, 0.03, 0.17, 0.1) - t.socket * bump(side, y, t.eye_x, 0.02, 0.27, 0.17)
         down_nose = np.clip((y + 0.15) / (t.nose_y + 0.15), 0, 1)
-        ridge = (
-            np.exp(-((x / (0.1 + 0.07 * down_nose)) ** 2)) * down_nose**1.3 * ramp(t.nose_y + 0.12, t.nose_y - 0.04, y)
-        )
+        ridge = np.exp(-((x / (0.1 + 0.07 * down_nose)) ** 2)) * down_nose**1.3
+        ridge *= ramp(t.nose_y + 0.12, t.nose_y - 0.04, y)
         relief += t.nose_height * ridge + 0.1 * bump(x, y, 0, t.nose_y - 0.06, 0.13, 0.11)
         relief += 0.09 * bump(side, y, t.nose_width, t.nose_y, 0.09, 0.08)
         relief += t.cheek * bump(side, y, 0.58, 0.42, 0.28, 0.25) - 0.03 * bump(side, y, 0.38, 0.72, 0.08, 0.2)
@@ -166,16 +171,14 @@ class Head:
     def _skin(self, rng: np.random.Generator) -> Map:
         """Colour of the skin with brows, beard and the lines around the eyes; eyes and mouth come later."""
         t, x, y, side = self.traits, self.x, self.y, np.abs(self.x)
-        albedo = np.ones((*self.shape, 3), np.float32) * t.skin.astype(np.float32)
+        albedo: Map = np.ones((*self.shape, 3), np.float32) * t.skin
         red = 0.5 * bump(side, y, 0.55, 0.42, 0.25, 0.22) + 0.45 * bump(x, y, 0, t.nose_y, 0.16, 0.14)
         red += 0.25 * bump(x, y, 0, t.chin_y, 0.3, 0.15) + 0.3 * bump(side, y, t.eye_x, 0.05, 0.3, 0.2)
         albedo *= 1 - red[..., None] * np.array([0.02, 0.13, 0.13], np.float32)
-        grain = 0.02 * mottle(rng, self.shape, 0.4 * self.scale_px) + 0.015 * mottle(
-            rng, self.shape, 0.05 * self.scale_px
-        )
-        dark = 0.22 * bump(side, y, t.eye_x, 0.16, 0.2, 0.06) + 0.45 * bump(
-            side, y, 0.095, t.nose_y + 0.075, 0.055, 0.035
-        )
+        grain = 0.02 * mottle(rng, self.shape, 0.4 * self.scale_px)
+        grain += 0.015 * mottle(rng, self.shape, 0.05 * self.scale_px)
+        nostrils_y = t.nose_y + 0.075
+        dark = 0.22 * bump(side, y, t.eye_x, 0.16, 0.2, 0.06) + 0.45 * bump(side, y, 0.095, nostrils_y, 0.055, 0.035)
         dark += 0.18 * bump(x, y, 0, t.nose_y + 0.14, 0.2, 0.06) + 0.25 * ramp(0.93, 1.02, side)
         albedo *= ((1 + grain) * (1 - np.clip(dark, 0, 0.8)))[..., None]
         along = (side - t.eye_x) / 0.3
@@ -184,7 +187,7 @@ class Head:
         brow = t.brow_darkness * ramp(1, 0.55, np.abs(y - arch_y) / thickness) * ramp(1.05, 0.85, np.abs(along))
         beard = max(t.beard, 0) * ramp(t.mouth_y - 0.35, t.mouth_y, y + 0.5 * side**3)
         for alpha in (brow * (0.85 + 0.15 * mottle(rng, self.shape, 0.03 * self.scale_px)), beard):
-            albedo += (np.minimum(t.hair * 0.7, 0.22).astype(np.float32) - albedo) * np.clip(alpha, 0, 1)[..., None]
+            paint(albedo, np.minimum(t.hair * 0.7, 0.22), np.clip(alpha, 0, 1))
         return albedo
 
     def _draw_hair(self, rng: np.random.Generator) -> tuple[Map, Map, Map]:
@@ -196,11 +199,8 @@ class Head:
         strands = mottle(rng, self.shape, 0.035 * self.scale_px, 10) + mottle(rng, self.shape, 0.1 * self.scale_px, 6)
         edge_y = t.hairline_y + t.hairline_curve * x * x + 0.02 * strands
         temples = ramp(0.84, 0.92, side + 0.008 * strands) * ramp(0.25, -0.1, y)
-        alpha = (
-            ramp(1.04, 0.95, radius)
-            * np.clip(ramp(edge_y + 0.07, edge_y - 0.07, y) + temples, 0, 1)
-            * ramp(0.3, 0.2, y)
-        )
+        alpha = np.clip(ramp(edge_y + 0.07, edge_y - 0.07, y) + temples, 0, 1)
+        alpha *= ramp(1.04, 0.95, radius) * ramp(0.3, 0.2, y)
         if is_long:
             strand = side + 0.015 * strands
             before, behind = ramp(0.86, 0.96, strand), ramp(0.5, 0.6, strand) * (1 - self._face)
@@ -212,11 +212,8 @@ class Head:
         sheen = 0.35 * np.exp(-(((y + 1.05 + 0.25 * x * x) / 0.22) ** 2))
         brightness = 0.6 + 0.35 * np.maximum(relief, 0.3 * ramp(-0.4, 0.3, y)) + sheen + 0.11 * strands
         alpha *= 0.7 if is_cropped else 1.0
-        return (
-            (np.clip(brightness, 0.1, 2)[..., None] * t.hair).astype(np.float32),
-            alpha,
-            np.asarray(relief, np.float32),
-        )
+        colour = np.clip(brightness, 0.1, 2)[..., None] * t.hair
+        return np.asarray(colour, np.float32), np.asarray(alpha, np.float32), np.asarray(relief, np.float32)
 
     def _part(self, left: float, top: float, right: float, bottom: float) -> tuple[slice, slice]:
         """Rows and columns of a box in face units."""
@@ -235,11 +232,11 @@ class Head:
         opening = ramp(-soft, soft, upper) * ramp(-soft, soft, lower) * (np.abs(across) < 1)
         radius = np.hypot(np.abs(x) - t.eye_x - 0.06 * gaze * np.sign(x), y + 0.01) / 0.105
         white = np.array([0.84, 0.81, 0.79], np.float32) * (1 - 0.35 * ramp(0.08, 0.01, upper))[..., None]
-        iris = t.iris.astype(np.float32) * ((0.55 + 0.5 * radius) * (1 - 0.5 * ramp(0.75, 1, radius)))[..., None]
+        iris = t.iris * ((0.55 + 0.5 * radius) * (1 - 0.5 * ramp(0.75, 1, radius)))[..., None]
         eye = white + (iris - white) * ramp(1.08, 0.92, radius)[..., None]
         eye *= (1 - 0.97 * ramp(0.5, 0.38, radius))[..., None]
         eye += 2 * bump(np.abs(x) - t.eye_x - 0.06 * gaze * np.sign(x), y, 0, -0.04, 0.022, 0.022)[..., None]
-        image += (eye - image) * opening[..., None]
+        paint(image, eye, opening)
         within = ramp(1.1, 0.9, np.abs(across))
         lines = 0.85 * np.exp(-(((upper + 0.008) / 0.022) ** 2)) + 0.35 * np.exp(-(((lower + 0.005) / 0.014) ** 2))
         lines += 0.3 * np.exp(-(((upper + 0.05) / 0.02) ** 2))
@@ -264,12 +261,12 @@ class Head:
         lips = ramp(-soft, soft, y - top) * ramp(-soft, soft, bottom - y) * inside_width
         gloss = 0.1 * bump(x, y, 0, t.mouth_y + 0.07 + 0.7 * gap, 0.2, 0.03) - 0.2 * ramp(0.02, -0.02, y - middle_y)
         lip = (t.skin * [0.9, t.lip_red, t.lip_red]).astype(np.float32) * (1 + gloss)[..., None]
-        image += (lip - image) * (0.85 * lips)[..., None]
+        paint(image, lip, 0.85 * lips)
         inside = ramp(-soft, soft, y - inner_top) * ramp(-soft, soft, inner_bottom - y) * inside_width
         teeth = ramp(0.05, 0.03, y - inner_top) * (1 - 0.4 * across**2)
         depth = np.array([0.16, 0.05, 0.05], np.float32) + np.array([0.62, 0.6, 0.54], np.float32) * teeth[..., None]
-        image += (depth - image) * inside[..., None]
+        paint(image, depth, inside)
         line = (
-            0.55 * np.exp(-(((y - middle_y) / 0.014) ** 2)) * ramp(1.05, 0.85, np.abs(across)) * max(0, 1 - 4 * mouth)
+            0.55 * max(0, 1 - 4 * mouth) * np.exp(-(((y - middle_y) / 0.014) ** 2)) * ramp(1.05, 0.85, np.abs(across))
         )
         image *= (1 - line - 0.3 * bump(np.abs(x), y, 1.02 * half_width, t.mouth_y, 0.035, 0.03))[..., None]

@@ -30,13 +30,13 @@ def face_resynthesis(clip: TalkingHead, rng: np.random.Generator) -> Fake:
 
 def hard_swap(clip: TalkingHead, rng: np.random.Generator) -> Fake:
     """Another person's face with a hard edge, and colours and noise that do not match."""
-    donor, noise = _donor(clip, rng), rng.uniform(0.2, 0.8)
-    gain_3 = rng.uniform(0.95, 1.05, 3).astype(np.float32)
+    donor, noise = _donor(clip, rng), rng.uniform(0, 0.5)
+    gain_3 = rng.uniform(0.86, 1.14, 3).astype(np.float32)
 
     def frame(index: int) -> Image:
         image, view = clip.frame(index), clip.view(index)
         other = clip.frame(index, head=donor, noise=noise)[view.part] * gain_3
-        return _replace(image, view, other, _oval(view, 0.06))
+        return _replace(image, view, other, _oval(view, 0.03))
 
     return frame
 
@@ -88,9 +88,8 @@ def expression_warp(clip: TalkingHead, rng: np.random.Generator) -> Fake:
         patch = image[view.part]
         rows, columns = np.mgrid[: patch.shape[0], : patch.shape[1]].astype(np.float32)
         x_px, y_px = columns + clip.scale_px * dx.astype(np.float32), rows + clip.scale_px * dy.astype(np.float32)
-        return _replace(
-            image, view, cv2.remap(patch, x_px, y_px, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), mask
-        )
+        bent = cv2.remap(patch, x_px, y_px, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return _replace(image, view, np.asarray(bent, np.uint8), mask)
 
     return frame
 
@@ -104,7 +103,7 @@ def _donor(clip: TalkingHead, rng: np.random.Generator) -> Head:
     """A person who is in no other clip, with much the same skin, and the same glasses: they reach out of the face."""
     traits = draw_traits(int(rng.integers(1 << 62)))
     traits.glasses = clip.traits.glasses
-    traits.tone = float(np.clip(clip.traits.tone + rng.uniform(-0.1, 0.1), 0, 1))
+    traits.tone = float(np.clip(clip.traits.tone + rng.uniform(-0.15, 0.15), 0, 1))
     traits.skin = skin_colour(traits.tone)
     return clip.make_head(traits, int(rng.integers(1 << 62)))
 
