@@ -2,14 +2,17 @@
 
 import base64
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from playwright.sync_api import sync_playwright
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
@@ -326,3 +329,42 @@ def test_is_cheap_to_import():
         "import sys, raydistal.pipelines.report; assert not {'matplotlib', 'jinja2', 'cv2', 'ray'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.mark.browser
+def test_in_a_browser(whole_run, browser):
+    _, summary, _ = whole_run
+    shown = {}
+    for scheme, width_px in (("light", 1200), ("dark", 1200), ("light", 360)):
+        page = browser.new_page(color_scheme=scheme, viewport={"width": width_px, "height": 800})
+        trouble = []
+        page.on("console", lambda message, trouble=trouble: trouble.append(message.text))
+        page.on("dialog", lambda dialog, trouble=trouble: trouble.append(dialog.message))  # an injected alert
+        page.on("request", lambda request, trouble=trouble: trouble.append(request.url))
+        page.goto(Path(summary["report"]).as_uri())
+        assert [text for text in trouble if not text.startswith(("file:", "data:"))] == []
+        assert len([text for text in trouble if text.startswith("file:")]) == 1  # the page itself, nothing else
+        assert page.evaluate("document.documentElement.scrollWidth") <= width_px
+        pictures = page.evaluate(
+            "[...document.querySelectorAll('picture img')].map(i => [i.currentSrc, i.naturalWidth])"
+        )
+        assert len(pictures) == 3
+        assert all(width for _, width in pictures)
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        shown[scheme, width_px] = (background, pictures[0][0])
+        page.close()
+    assert len({background for background, _ in shown.values()}) == 2  # light and dark
+    assert len({source for _, source in shown.values()}) == 3  # a picture of its own for each
