@@ -190,14 +190,14 @@ def explode_faces(faces: pa.Table) -> pa.Table:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """The right to write a table; `check()` raises once another process has taken it over."""
+    """The right to write a table; any process of the job can check it."""
 
     location: str
-    lost: threading.Event
+    owner: str
 
     def check(self) -> None:
-        """Raises RuntimeError if this process was paused for so long that another one took the table."""
-        if self.lost.is_set():
+        """Raises RuntimeError if the job was paused for so long that another one took the table."""
+        if _read_lock(self.location).get("owner") != self.owner:
             raise RuntimeError(f"another process took over {self.location}; this one stops")
 
 
@@ -209,37 +209,33 @@ def sole_writer(location: str) -> Iterator[Claim]:
     job can be continued. Needs no clock that agrees between hosts.
 
     Raises:
-        UserError: another process is writing the table.
+        UserError: another process is writing the table, or it cannot be written at all.
     """
-    path = storage.join(location, LOCK)
-    owner = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-
-    def read() -> dict[str, Any]:
-        try:
-            return dict(json.loads(storage.read_bytes(path)))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
+    claim = Claim(location, uuid.uuid4().hex)
+    owner = {"owner": claim.owner, "host": socket.gethostname(), "pid": os.getpid()}
 
     def beat(number: int) -> None:
-        storage.write_bytes(path, json.dumps(owner | {"beat": number}).encode())
+        storage.write_bytes(storage.join(location, LOCK), json.dumps(owner | {"beat": number}).encode())
 
-    if (held := read()) and not _is_abandoned(held, read):
-        raise UserError(
-            f"{location} is being written by process {held.get('pid')} on {held.get('host')}. "
-            "Wait for it, stop it, or use another --out."
-        )
-    beat(0)
+    try:
+        if (held := _read_lock(location)) and not _is_abandoned(held, location):
+            raise UserError(
+                f"{location} is being written by process {held.get('pid')} on {held.get('host')}. "
+                "Wait for it, stop it, or use another --out."
+            )
+        beat(0)
+    except OSError as error:
+        raise UserError(f"cannot write to {location}: {error}. Give an --out that you may write to.") from error
     time.sleep(0.2)  # of two that start in the same moment, the one whose file was replaced gives way
-    if read().get("owner") != owner["owner"]:
+    if _read_lock(location).get("owner") != claim.owner:
         raise UserError(f"{location} was claimed by another process at the same moment. Use another --out.")
-    lost, stop = threading.Event(), threading.Event()
+    stop = threading.Event()
 
     def keep_claim() -> None:
         number = 0
         while not stop.wait(BEAT_S):
             try:
-                if read().get("owner") != owner["owner"]:
-                    lost.set()
+                if _read_lock(location).get("owner") != claim.owner:
                     return
                 beat(number := number + 1)
             except OSError as error:  # a store that is away for a moment: try again at the next beat
@@ -248,22 +244,29 @@ def sole_writer(location: str) -> Iterator[Claim]:
     thread = threading.Thread(target=keep_claim, daemon=True, name="sole_writer")
     thread.start()
     try:
-        yield Claim(location, lost)
+        yield claim
     finally:
         stop.set()
         thread.join()
-        if not lost.is_set():
-            storage.delete(path)
+        if _read_lock(location).get("owner") == claim.owner:
+            storage.delete(storage.join(location, LOCK))
 
 
-def _is_abandoned(held: Mapping[str, Any], read: Callable[[], dict[str, Any]]) -> bool:
+def _read_lock(location: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(storage.read_bytes(storage.join(location, LOCK))))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _is_abandoned(held: Mapping[str, Any], location: str) -> bool:
     if held.get("host") == socket.gethostname() and not _is_alive(held["pid"]):
         return True
     deadline = time.monotonic() + BEAT_S * BEATS_UNTIL_STALE
     print(f"raydistal: waiting for a sign of life of process {held.get('pid')} on {held.get('host')}", file=sys.stderr)
     while time.monotonic() < deadline:
         time.sleep(min(1.0, BEAT_S / 2))
-        if (now := read()) != held:
+        if (now := _read_lock(location)) != held:
             return not now  # it beats, or it has finished in the meantime
     return True
 

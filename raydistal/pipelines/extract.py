@@ -208,7 +208,7 @@ def _stream(
             num_cpus=0,
             num_gpus=1 if num_gpus else 0,
             max_restarts=ATTEMPTS,
-            max_task_retries=ATTEMPTS,
+            max_task_retries=-1,  # tries fail by the moment until the loss of a node is noticed; max_restarts ends them
         )
         .map_batches(
             partial(write_part, schema=schema, settings=settings, claim=claim),
