@@ -1,4 +1,4 @@
-"""ray job submit --working-dir . -- python jobs/demo.py ...: the same as `raydistal demo ...` on the cluster's head."""
+"""The same as `raydistal demo ...`, for `ray job submit --working-dir . -- python jobs/demo.py ...`."""
 
 import os
 import sys

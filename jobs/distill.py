@@ -1,4 +1,4 @@
-"""ray job submit --working-dir . -- python jobs/distill.py ...: the same as `raydistal distill ...` on the cluster's head."""
+"""The same as `raydistal distill ...`, for `ray job submit --working-dir . -- python jobs/distill.py ...`."""
 
 import os
 import sys

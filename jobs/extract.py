@@ -1,4 +1,4 @@
-"""ray job submit --working-dir . -- python jobs/extract.py ...: the same as `raydistal extract ...` on the cluster's head."""
+"""The same as `raydistal extract ...`, for `ray job submit --working-dir . -- python jobs/extract.py ...`."""
 
 import os
 import sys

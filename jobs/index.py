@@ -1,4 +1,4 @@
-"""ray job submit --working-dir . -- python jobs/index.py ...: the same as `raydistal index ...` on the cluster's head."""
+"""The same as `raydistal index ...`, for `ray job submit --working-dir . -- python jobs/index.py ...`."""
 
 import os
 import sys

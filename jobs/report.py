@@ -1,4 +1,4 @@
-"""ray job submit --working-dir . -- python jobs/report.py ...: the same as `raydistal report ...` on the cluster's head."""
+"""The same as `raydistal report ...`, for `ray job submit --working-dir . -- python jobs/report.py ...`."""
 
 import os
 import sys

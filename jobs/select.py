@@ -1,4 +1,4 @@
-"""ray job submit --working-dir . -- python jobs/select.py ...: the same as `raydistal select ...` on the cluster's head."""
+"""The same as `raydistal select ...`, for `ray job submit --working-dir . -- python jobs/select.py ...`."""
 
 import os
 import sys

@@ -1,0 +1,68 @@
+"""Whole extract on this machine, against plain processes without a framework, and against Daft."""
+
+import statistics
+from functools import partial
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.clips import describe, make_clips
+from benchmarks.extractors import NUM_PROCESSES, Video, by_daft, by_plain_processes, by_raydistal, daft, videos_of
+from benchmarks.measure import Cost, Ratio
+
+NEAR_FREE = "timm:test_byobnet"  # some 4 ms a picture, against some 270 of VGG16
+WALL_TARGET, CPU_TARGET = 1.3, 1.15
+
+
+def run(
+    console: Console,
+    *,
+    size: str,
+    num_clips: int,
+    num_videos: int,
+    seconds: float = 10,
+    rounds: int = 3,
+    backbone: str = "vgg16",
+) -> list[Ratio]:
+    """`num_clips` files take turns as `num_videos` videos; `backbone` is the network that is not near-free."""
+    paths = make_clips(size, 48, num_clips, seconds)
+    videos = videos_of(paths, num_videos)
+    console.print(f"extract: {num_videos} videos in turn from {describe(paths)}, GOP 48")
+    return [*compare_wall(console, videos, rounds), compare_cpu(console, videos, backbone)]
+
+
+def compare_wall(console: Console, videos: list[Video], rounds: int) -> list[Ratio]:
+    """With near-free features; Daft and raydistal start their workers within the time, the plain processes before."""
+    plain = f"{NUM_PROCESSES} plain processes"
+    ways = {plain: partial(by_plain_processes, num_processes=NUM_PROCESSES), "raydistal": by_raydistal}
+    ways |= {"Daft": by_daft} if daft else {}
+    costs: dict[str, list[Cost]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            costs[name].append(way(videos, NEAR_FREE))
+    wall_s = {name: statistics.median(cost.wall_s for cost in found) for name, found in costs.items()}
+    table = Table("way", "wall s of each round", "wall, ratio", "CPU s", title=f"extract, features by {NEAR_FREE}")
+    for name, found in costs.items():
+        each = " ".join(f"{cost.wall_s:.1f}" for cost in found)
+        cpu_s = statistics.median(cost.cpu_s for cost in found)
+        table.add_row(name, each, f"{wall_s[name] / wall_s[plain]:.2f}", f"{cpu_s:.1f}")
+    console.print(table)
+    what = f"{len(videos)} videos, wall against "
+    ratios = [Ratio("extract", what + plain, wall_s["raydistal"] / wall_s[plain], WALL_TARGET)]
+    return ratios + ([Ratio("extract", what + "Daft", wall_s["raydistal"] / wall_s["Daft"], 1.0)] if daft else [])
+
+
+def compare_cpu(console: Console, videos: list[Video], backbone: str) -> Ratio:
+    """All of extract, against its stages in one plain process, measured before and after it on some of the videos."""
+    some = videos[: -(-len(videos) // 4)]
+    before = by_plain_processes(some, backbone, num_processes=1)
+    few, all_ = by_raydistal(some, backbone), by_raydistal(videos, backbone)
+    after = by_plain_processes(some, backbone, num_processes=1)
+    bare_s, per_video_s = (before.cpu_s + after.cpu_s) / 2 / len(some), all_.cpu_s / len(videos)
+    slope_s = (all_.cpu_s - few.cpu_s) / max(1, len(videos) - len(some))
+    console.print(
+        f"extract with {backbone}: {per_video_s:.2f} CPU s per video, that is {all_.cpu_s - slope_s * len(videos):.1f} "
+        f"at the start of the job and {slope_s:.2f} for each video; the bare stages take {bare_s:.2f}"
+    )
+    what = f"{len(videos)} videos, {backbone}, CPU against bare stages"
+    return Ratio("extract", what, per_video_s / bare_s, CPU_TARGET)
