@@ -1,4 +1,4 @@
-"""The script that most people would write (naive_script.py), against raydistal on the same clips: CPU time per video."""
+"""The script that most people would write (naive_script.py), against raydistal on the same clips: CPU per video."""
 
 import os
 import subprocess
