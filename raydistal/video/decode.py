@@ -3,7 +3,8 @@
 Two passes over the packets (reading them costs about 2 % of decoding them). The first lists presentation times and key
 frames. The second skips every group of pictures (GOP) without a wanted frame, stops each GOP after its last wanted
 one, and lets the decoder drop frames that nothing refers to. Where a stream does not keep the rules that this relies
-on (times absent or repeated, a frame that does not come out), everything is decoded instead.
+on (times absent or repeated, a frame that does not come out), everything is decoded instead. Running out of memory is no
+damage of the file and is passed on (PyAV's MemoryError is an FFmpegError, too).
 """
 
 import dataclasses
@@ -125,6 +126,8 @@ def _decode_sparse(path: str, index: PacketIndex, wanted: dict[int, int]) -> Ite
                 if number == last_P[number]:
                     pictures += codec.decode(None)
                     codec.flush_buffers()
+            except MemoryError:
+                raise
             except av.FFmpegError:
                 return  # damaged: what is missing is fetched by decoding everything
             if fresh and pictures and pictures[0].pict_type != PictureType.I:
@@ -193,6 +196,8 @@ def _every_picture(path: str) -> Iterator[tuple[float, VideoFrame]]:
         for packet in chain(_packets(container, stream), [None]):
             try:
                 pictures = stream.codec_context.decode(packet)
+            except MemoryError:
+                raise
             except av.FFmpegError:
                 continue
             yield from ((rate, picture) for picture in pictures if not picture.is_corrupt)
@@ -203,6 +208,8 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator["av.Pac
         for packet in container.demux(stream):
             if packet.size:
                 yield packet
+    except MemoryError:
+        raise
     except av.FFmpegError:  # the file breaks off: what came before it is good
         return
 
@@ -215,6 +222,8 @@ def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
             nameless = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
             with av.open(nameless, "r", buffer_size=1 << 20, options={"format_whitelist": FORMATS}) as container:
                 yield container, _video_stream(container)
+    except MemoryError:
+        raise
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"cannot be read as a video: {getattr(error, 'strerror', None) or error}") from error
 

@@ -225,7 +225,7 @@ def test_damaged_bytes_end_in_frames_or_a_decode_error(make_clip, clip_bytes, tm
     try:
         index = read_index(str(path))
         frames = list(decode_frames(str(path), index, np.arange(0, len(index.pts_s_N), 3)))
-    except DecodeError:
+    except (DecodeError, MemoryError):  # a damaged header may ask for any amount
         return
     assert all(frame.rgb().shape[2] == 3 for frame in frames)
 
