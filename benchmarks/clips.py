@@ -28,12 +28,12 @@ def make_clips(size: str, gop: int, num_clips: int, seconds: float = 10) -> list
     if missing:
         print(f"making {len(missing)} clips in {FOLDER}/", file=sys.stderr)
         with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(partial(_make, size, gop, seconds), *zip(*missing, strict=True)))
+            list(pool.map(partial(_make, SIZES[size], gop, seconds), *zip(*missing, strict=True)))
     return paths
 
 
-def _make(size: str, gop: int, seconds: float, identity: int, path: Path) -> None:
-    width_px, height_px = SIZES[size]
+def _make(size_px: tuple[int, int], gop: int, seconds: float, identity: int, path: Path) -> None:
+    width_px, height_px = size_px
     write_video(
         path,
         identity=identity,

@@ -1,7 +1,7 @@
 """The largest face of each of 10 frames of a clip, against a search at full resolution. CPU time, one thread."""
 
-import math
 import statistics
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -61,14 +61,24 @@ def find_thoroughly(cascade: cv2.CascadeClassifier, frames: list[Frame]) -> Face
     """The same cascade over every pixel: faces of all sizes, in steps of 1.1."""
     cv2.setNumThreads(1)
     found = [cascade.detectMultiScale(np.ascontiguousarray(frame.luma()), 1.1, 5) for frame in frames]
-    largest = [max(xywh_N4, key=lambda box: box[2] * box[3], default=None) for xywh_N4 in found]
-    return [None if box is None else np.array([*box[:2], *(box[:2] + box[2:])], np.float32) for box in largest]
+    return [max(map(to_corners, xywh_N4), key=area, default=None) for xywh_N4 in found]
+
+
+def to_corners(xywh_4: Sequence[int]) -> Boxes:
+    """OpenCV's box as xyxy."""
+    x, y, width, height = xywh_4
+    return np.array([x, y, x + width, y + height], np.float32)
+
+
+def area(box_4: Boxes) -> float:
+    """0 for a box that is inside out."""
+    return float(np.prod(np.maximum(box_4[2:] - box_4[:2], 0)))
 
 
 def iou(box_4: Boxes | None, other_4: Boxes | None) -> float:
     """Intersection over union; 1 where neither found a face."""
     if box_4 is None or other_4 is None:
         return float(box_4 is other_4)
-    size_2 = np.minimum(box_4[2:], other_4[2:]) - np.maximum(box_4[:2], other_4[:2])
-    shared = math.prod(np.maximum(size_2, 0))
-    return float(shared / (math.prod(box_4[2:] - box_4[:2]) + math.prod(other_4[2:] - other_4[:2]) - shared))
+    corners_22 = np.maximum(box_4[:2], other_4[:2]), np.minimum(box_4[2:], other_4[2:])
+    shared = area(np.concatenate(corners_22))
+    return shared / (area(box_4) + area(other_4) - shared)

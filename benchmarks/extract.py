@@ -1,13 +1,15 @@
 """Whole extract on this machine, against plain processes without a framework, and against Daft."""
 
+import importlib.util
 import statistics
+from collections.abc import Callable
 from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.clips import describe, make_clips
-from benchmarks.extractors import NUM_PROCESSES, Video, by_daft, by_plain_processes, by_raydistal, daft, videos_of
+from benchmarks.extractors import NUM_PROCESSES, Video, by_daft, by_plain_processes, by_raydistal, videos_of
 from benchmarks.measure import Cost, Ratio
 
 NEAR_FREE = "timm:test_byobnet"  # some 4 ms a picture, against some 270 of VGG16
@@ -34,8 +36,12 @@ def run(
 def compare_wall(console: Console, videos: list[Video], rounds: int) -> list[Ratio]:
     """With near-free features; Daft and raydistal start their workers within the time, the plain processes before."""
     plain = f"{NUM_PROCESSES} plain processes"
-    ways = {plain: partial(by_plain_processes, num_processes=NUM_PROCESSES), "raydistal": by_raydistal}
-    ways |= {"Daft": by_daft} if daft else {}
+    ways: dict[str, Callable[[list[Video], str], Cost]] = {
+        plain: partial(by_plain_processes, num_processes=NUM_PROCESSES),
+        "raydistal": by_raydistal,
+    }
+    if importlib.util.find_spec("daft"):
+        ways["Daft"] = by_daft
     costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -47,9 +53,10 @@ def compare_wall(console: Console, videos: list[Video], rounds: int) -> list[Rat
         cpu_s = statistics.median(cost.cpu_s for cost in found)
         table.add_row(name, each, f"{wall_s[name] / wall_s[plain]:.2f}", f"{cpu_s:.1f}")
     console.print(table)
+    targets = {plain: WALL_TARGET, "Daft": 1.0}
     what = f"{len(videos)} videos, wall against "
-    ratios = [Ratio("extract", what + plain, wall_s["raydistal"] / wall_s[plain], WALL_TARGET)]
-    return ratios + ([Ratio("extract", what + "Daft", wall_s["raydistal"] / wall_s["Daft"], 1.0)] if daft else [])
+    peers = [name for name in ways if name in targets]
+    return [Ratio("extract", what + peer, wall_s["raydistal"] / wall_s[peer], targets[peer]) for peer in peers]
 
 
 def compare_cpu(console: Console, videos: list[Video], backbone: str) -> Ratio:

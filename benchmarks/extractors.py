@@ -1,6 +1,7 @@
 """Three ways from the same videos to the same table: raydistal, plain processes without a framework, and Daft."""
 
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import sys
@@ -22,11 +23,6 @@ from raydistal.faces.look import look
 from raydistal.features.backbones import FeatureExtractor, feature_dim, load_weights
 from raydistal.pipelines import extract
 
-try:
-    import daft
-except ImportError:
-    daft = None
-
 FACES = extract.Faces()  # the default: Haar, 299 pixels, PNG crops
 SAMPLE = "even:10"
 NUM_PROCESSES = len(os.sched_getaffinity(0))
@@ -43,10 +39,10 @@ def videos_of(paths: Sequence[Path], num_videos: int) -> list[Video]:
 def by_raydistal(videos: list[Video], backbone: str) -> Cost:
     """The product on a fresh cluster, whose start is not counted; that of Ray's workers is."""
     video_ids, paths = zip(*videos, strict=True)
+    num_videos = len(videos)
     columns = {"video_id": video_ids, "uri": paths, "group_id": video_ids}
-    same = {"dataset": "synthetic", "split": "pool"}
-    columns |= {name: [value] * len(videos) for name, value in same.items()}
-    with tempfile.TemporaryDirectory() as out, _cluster():
+    columns |= {"dataset": ("synthetic",) * num_videos, "split": ("pool",) * num_videos}
+    with tempfile.TemporaryDirectory() as out, cluster():
         tables.write_table(f"{out}/videos", schemas.conform(pa.table(columns), schemas.VIDEOS), {})
         config = extract.Config(out=out, sample=SAMPLE, features=extract.Features(backbone=backbone, weights=WEIGHTS))
         with clock() as cost:
@@ -56,8 +52,9 @@ def by_raydistal(videos: list[Video], backbone: str) -> Cost:
 
 
 @contextmanager
-def _cluster() -> Iterator[None]:
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # in a test
+def cluster() -> Iterator[None]:
+    """A Ray cluster on this machine, as the command line starts it; nothing if there is one already."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
     connect()
@@ -102,13 +99,16 @@ def _do_share(videos: list[Video], backbone: str, out: str, barrier: Barrier) ->
 
 def by_daft(videos: list[Video], backbone: str) -> Cost:
     """Daft's native runner: a user-defined function for each stage, the first in one process per core."""
+    daft: Any = importlib.import_module("daft")  # not everybody has it
+    daft.set_runner_native()
     schema = schemas.faces_schema(feature_dim(backbone, FACES.size_px))
     pixels = pa.field("pixels", pa.list_(pa.list_(pa.uint8(), 3 * FACES.size_px**2)))
     looked = pa.struct([*(field for field in schema if field.name not in ("video_id", "feature")), pixels])
+    looked_type, feature_type = map(daft.DataType.from_arrow_type, (looked, schema.field("feature").type))
 
     @daft.cls(use_process=True, max_concurrency=NUM_PROCESSES)
     class Look:
-        @daft.method.batch(return_dtype=daft.DataType.from_arrow_type(looked), unnest=True, batch_size=1)
+        @daft.method.batch(return_dtype=looked_type, unnest=True, batch_size=1)  # type: ignore[untyped-decorator]
         def __call__(self, video_id: Any, path: Any) -> pa.Array:
             row = _look(video_id.to_pylist()[0], path.to_pylist()[0])
             columns = [row[field.name].cast(field.type).combine_chunks() for field in looked]
@@ -119,10 +119,7 @@ def by_daft(videos: list[Video], backbone: str) -> Cost:
         def __init__(self) -> None:
             self.extractor = _extractor(backbone)
 
-        @daft.method.batch(
-            return_dtype=daft.DataType.from_arrow_type(schema.field("feature").type),
-            batch_size=extract.VIDEOS_PER_BATCH,
-        )
+        @daft.method.batch(return_dtype=feature_type, batch_size=extract.VIDEOS_PER_BATCH)  # type: ignore[untyped-decorator]
         def __call__(self, pixels: Any) -> pa.Array:
             return _features(self.extractor, pixels.to_arrow())
 

@@ -4,12 +4,14 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Ratio(NamedTuple):
@@ -27,9 +29,9 @@ class Ratio(NamedTuple):
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 
-def in_turns(rounds: int, methods: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+def in_turns(rounds: int, methods: Mapping[Name, Callable[[], Any]]) -> dict[Name, float]:
     """Median CPU seconds (all threads of this process) of each method, called in turn `rounds` times."""
-    costs_s: dict[str, list[float]] = {name: [] for name in methods}
+    costs_s: dict[Name, list[float]] = {name: [] for name in methods}
     for _ in range(rounds):
         for name, method in methods.items():
             began_s = time.process_time()

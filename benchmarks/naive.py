@@ -17,14 +17,20 @@ SCRIPT = Path(__file__).with_name("naive_script.py")
 
 
 def run(
-    console: Console, *, sizes: tuple[str, ...], num_clips: int, num_videos: int, seconds: float = 10
+    console: Console,
+    *,
+    sizes: tuple[str, ...],
+    num_clips: int,
+    num_videos: int,
+    seconds: float = 10,
+    backbone: str = "vgg16",
 ) -> list[Ratio]:
     """The script does each of `num_clips` files once, raydistal does them in turn as `num_videos` videos."""
     ratios = []
     for size in sizes:
         paths = make_clips(size, 48, num_clips, seconds)
         script_s = by_script(paths) / num_clips
-        raydistal_s = by_raydistal(videos_of(paths, num_videos), "vgg16").cpu_s / num_videos
+        raydistal_s = by_raydistal(videos_of(paths, num_videos), backbone).cpu_s / num_videos
         console.print(
             f"naive: {describe(paths)}; the script takes {script_s:.2f} CPU s per video, "
             f"raydistal {raydistal_s:.2f} with its start spread over {num_videos}"

@@ -1,5 +1,6 @@
 """Clips made on the spot: no media file lies in the repository."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -72,6 +73,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket"
+    bucket = f"bucket-{uuid.uuid4().hex}"  # moto keeps its buckets from server to server
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    yield f"s3://{bucket}"
     server.stop()

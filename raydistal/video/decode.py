@@ -3,8 +3,8 @@
 Two passes over the packets (reading them costs about 2 % of decoding them). The first lists presentation times and key
 frames. The second skips every group of pictures (GOP) without a wanted frame, stops each GOP after its last wanted
 one, and lets the decoder drop frames that nothing refers to. Where a stream does not keep the rules that this relies
-on (times absent or repeated, a frame that does not come out), everything is decoded instead. Running out of memory is no
-damage of the file and is passed on (PyAV's MemoryError is an FFmpegError, too).
+on (times absent or repeated, a frame that does not come out), everything is decoded instead. Running out of memory is
+no damage of the file and is passed on (PyAV's MemoryError is an FFmpegError, too).
 """
 
 import dataclasses

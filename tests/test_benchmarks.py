@@ -1,0 +1,66 @@
+"""Every benchmark runs, on a clip of one second; what it measures does not matter here."""
+
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+sys.path.append(str(Path(__file__).parents[1]))  # benchmarks are run from the repository, not installed
+clips, decode, detect, extract, extractors, naive = (
+    importlib.import_module(f"benchmarks.{name}")
+    for name in ("clips", "decode", "detect", "extract", "extractors", "naive")
+)
+
+SMALL_NETWORK = "timm:test_byobnet"
+
+
+@pytest.fixture(autouse=True)
+def small_clips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(clips, "FOLDER", tmp_path)
+    monkeypatch.setitem(clips.SIZES, "small", (320, 240))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with extractors.cluster():
+        yield
+
+
+def check(ratios: list, num_ratios: int) -> None:
+    assert len(ratios) == num_ratios
+    assert all(math.isfinite(ratio.value) and ratio.value > 0 for ratio in ratios)
+
+
+def test_decode() -> None:
+    console = Console(record=True, width=120)
+    check(decode.run(console, sizes=("small",), seconds=1, rounds=1), 1)
+    lines = [line for line in console.export_text().splitlines() if "raydistal" in line]
+    assert len(lines) == 4
+    assert all("10/10" in line for line in lines)
+
+
+def test_detect() -> None:
+    time, least_iou, share = detect.run(Console(), size="small", num_clips=1, seconds=1, rounds=1)
+    check([time], 1)
+    assert 0 <= least_iou.value <= 1
+    assert 0 <= share.value <= 1
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_extract() -> None:
+    ratios = extract.run(
+        Console(), size="small", num_clips=1, num_videos=2, seconds=1, rounds=1, backbone=SMALL_NETWORK
+    )
+    check(ratios, 3 if importlib.util.find_spec("daft") else 2)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_naive() -> None:
+    check(naive.run(Console(), sizes=("small",), num_clips=1, num_videos=1, seconds=1, backbone=SMALL_NETWORK), 1)
