@@ -18,11 +18,6 @@ from benchmarks.measure import Ratio, in_turns
 from raydistal.video.decode import decode_frames, read_index
 from raydistal.video.sampling import Sampling
 
-try:
-    VideoDecoder: Any = importlib.import_module("torchcodec.decoders").VideoDecoder
-except (ImportError, RuntimeError):  # not installed, or no FFmpeg that it can load
-    VideoDecoder = None
-
 TARGET = 0.65
 SAMPLES = ("even:10", "random:10")
 
@@ -44,7 +39,7 @@ def run(console: Console, *, sizes: tuple[str, ...], seconds: float = 10, rounds
             calls = {
                 (sample, name): partial(method, path, wanted[sample])
                 for sample in SAMPLES
-                for name, method in methods().items()
+                for name, method in methods(path).items()
             }
             everything: dict[tuple[str, str], Callable[[], Any]] = {("all", ""): partial(decode_everything, path)}
             cost_s = in_turns(rounds, everything | calls)
@@ -62,10 +57,14 @@ def run(console: Console, *, sizes: tuple[str, ...], seconds: float = 10, rounds
     return [Ratio("decode", f"CPU, worst of {len(ratios)} ({worst})", ratios[worst], TARGET)]
 
 
-def methods() -> dict[str, Callable[[str, Wanted], Frames]]:
-    """What gives the wanted frames of a file."""
+def methods(path: str) -> dict[str, Callable[[str, Wanted], Frames]]:
+    """What gives the wanted frames of a file; `path` is one to try it on."""
     found: dict[str, Callable[[str, Wanted], Frames]] = {"raydistal": by_raydistal, "OpenCV": by_opencv}
-    return found | ({"torchcodec": by_torchcodec} if VideoDecoder else {})
+    try:
+        by_torchcodec(path, np.array([0]))
+    except (ImportError, RuntimeError):  # not installed, or no FFmpeg that it can load
+        return found
+    return found | {"torchcodec": by_torchcodec}
 
 
 def decode_everything(path: str) -> None:
@@ -100,7 +99,8 @@ def by_opencv(path: str, wanted_K: Wanted) -> Frames:
 
 def by_torchcodec(path: str, wanted_K: Wanted) -> Frames:
     torch.set_num_threads(1)  # for a handful of frames the others only spin
-    decoder = VideoDecoder(path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
+    decoders: Any = importlib.import_module("torchcodec.decoders")
+    decoder = decoders.VideoDecoder(path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
     return list(decoder.get_frames_at(wanted_K.tolist()).data.numpy())
 
 

@@ -9,8 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.clips import describe, make_clips
-from benchmarks.extractors import NUM_PROCESSES, Video, by_daft, by_plain_processes, by_raydistal, videos_of
+from benchmarks.extractors import (
+    NUM_PROCESSES,
+    Video,
+    by_daft,
+    by_plain_processes,
+    by_raydistal,
+    features_by,
+    videos_of,
+)
 from benchmarks.measure import Cost, Ratio
+from raydistal.pipelines.extract import Features
 
 NEAR_FREE = "timm:test_byobnet"  # some 4 ms a picture, against some 270 of VGG16
 WALL_TARGET, CPU_TARGET = 1.3, 1.15
@@ -36,7 +45,7 @@ def run(
 def compare_wall(console: Console, videos: list[Video], rounds: int) -> list[Ratio]:
     """With near-free features; Daft and raydistal start their workers within the time, the plain processes before."""
     plain = f"{NUM_PROCESSES} plain processes"
-    ways: dict[str, Callable[[list[Video], str], Cost]] = {
+    ways: dict[str, Callable[[list[Video], Features], Cost]] = {
         plain: partial(by_plain_processes, num_processes=NUM_PROCESSES),
         "raydistal": by_raydistal,
     }
@@ -45,7 +54,7 @@ def compare_wall(console: Console, videos: list[Video], rounds: int) -> list[Rat
     costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            costs[name].append(way(videos, NEAR_FREE))
+            costs[name].append(way(videos, features_by(NEAR_FREE)))
     wall_s = {name: statistics.median(cost.wall_s for cost in found) for name, found in costs.items()}
     table = Table("way", "wall s of each round", "wall, ratio", "CPU s", title=f"extract, features by {NEAR_FREE}")
     for name, found in costs.items():
@@ -61,10 +70,10 @@ def compare_wall(console: Console, videos: list[Video], rounds: int) -> list[Rat
 
 def compare_cpu(console: Console, videos: list[Video], backbone: str) -> Ratio:
     """All of extract, against its stages in one plain process, measured before and after it on some of the videos."""
-    some = videos[: -(-len(videos) // 4)]
-    before = by_plain_processes(some, backbone, num_processes=1)
-    few, all_ = by_raydistal(some, backbone), by_raydistal(videos, backbone)
-    after = by_plain_processes(some, backbone, num_processes=1)
+    some, features = videos[: -(-len(videos) // 4)], features_by(backbone)
+    before = by_plain_processes(some, features, num_processes=1)
+    few, all_ = by_raydistal(some, features), by_raydistal(videos, features)
+    after = by_plain_processes(some, features, num_processes=1)
     bare_s, per_video_s = (before.cpu_s + after.cpu_s) / 2 / len(some), all_.cpu_s / len(videos)
     slope_s = (all_.cpu_s - few.cpu_s) / max(1, len(videos) - len(some))
     console.print(

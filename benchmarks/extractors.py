@@ -15,7 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from safetensors.torch import save_file
 
+from benchmarks import clips
 from benchmarks.measure import Cost, clock
 from raydistal import schemas, tables
 from raydistal.cli import connect
@@ -26,7 +28,6 @@ from raydistal.pipelines import extract
 FACES = extract.Faces()  # the default: Haar, 299 pixels, PNG crops
 SAMPLE = "even:10"
 NUM_PROCESSES = len(os.sched_getaffinity(0))
-WEIGHTS = "random"  # as fast as trained ones, and nothing to download
 
 Video = tuple[str, str]  # video_id and path
 
@@ -36,7 +37,15 @@ def videos_of(paths: Sequence[Path], num_videos: int) -> list[Video]:
     return [(f"{number:04d}", str(paths[number % len(paths)].absolute())) for number in range(num_videos)]
 
 
-def by_raydistal(videos: list[Video], backbone: str) -> Cost:
+def features_by(backbone: str) -> extract.Features:
+    """The network with random weights in a file: as fast as trained ones, and nothing to download."""
+    path = clips.FOLDER / f"{backbone.replace(':', '-')}.safetensors"
+    if not path.exists():
+        save_file(load_weights(backbone, "random"), path)
+    return extract.Features(backbone=backbone, weights=str(path.absolute()))
+
+
+def by_raydistal(videos: list[Video], features: extract.Features) -> Cost:
     """The product on a fresh cluster, whose start is not counted; that of Ray's workers is."""
     video_ids, paths = zip(*videos, strict=True)
     num_videos = len(videos)
@@ -44,9 +53,8 @@ def by_raydistal(videos: list[Video], backbone: str) -> Cost:
     columns |= {"dataset": ("synthetic",) * num_videos, "split": ("pool",) * num_videos}
     with tempfile.TemporaryDirectory() as out, cluster():
         tables.write_table(f"{out}/videos", schemas.conform(pa.table(columns), schemas.VIDEOS), {})
-        config = extract.Config(out=out, sample=SAMPLE, features=extract.Features(backbone=backbone, weights=WEIGHTS))
         with clock() as cost:
-            summary = extract.run(config)
+            summary = extract.run(extract.Config(out=out, sample=SAMPLE, faces=FACES, features=features))
     _check(summary["ok"], videos)
     return cost
 
@@ -66,13 +74,13 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def by_plain_processes(videos: list[Video], backbone: str, num_processes: int) -> Cost:
+def by_plain_processes(videos: list[Video], features: extract.Features, num_processes: int) -> Cost:
     """The bound: each process does its share, one video after the other. Their start is not counted."""
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(num_processes + 1, timeout=1800)
     with tempfile.TemporaryDirectory() as out:
         shares = [videos[number::num_processes] for number in range(num_processes)]
-        processes = [spawn.Process(target=_do_share, args=(share, backbone, out, barrier)) for share in shares]
+        processes = [spawn.Process(target=_do_share, args=(share, features, out, barrier)) for share in shares]
         for process in processes:
             process.start()
         barrier.wait()
@@ -84,24 +92,24 @@ def by_plain_processes(videos: list[Video], backbone: str, num_processes: int) -
     return cost
 
 
-def _do_share(videos: list[Video], backbone: str, out: str, barrier: Barrier) -> None:
-    extractor = _extractor(backbone)
-    schema = schemas.faces_schema(feature_dim(backbone, FACES.size_px))
+def _do_share(videos: list[Video], features: extract.Features, out: str, barrier: Barrier) -> None:
+    extractor = _extractor(features)
+    schema = schemas.faces_schema(feature_dim(features.backbone, FACES.size_px))
     barrier.wait()
     for start in range(0, len(videos), extract.VIDEOS_PER_PART):
         rows = []
         for video in videos[start : start + extract.VIDEOS_PER_PART]:
             found = _look(*video)
-            rows.append(found.append_column("feature", _features(extractor, found["pixels"].combine_chunks())))
+            rows.append(found.append_column("feature", _run(extractor, found["pixels"].combine_chunks())))
         tables.write_part(out, schemas.conform(pa.concat_tables(rows), schema), {})
     barrier.wait()
 
 
-def by_daft(videos: list[Video], backbone: str) -> Cost:
+def by_daft(videos: list[Video], features: extract.Features) -> Cost:
     """Daft's native runner: a user-defined function for each stage, the first in one process per core."""
     daft: Any = importlib.import_module("daft")  # not everybody has it
     daft.set_runner_native()
-    schema = schemas.faces_schema(feature_dim(backbone, FACES.size_px))
+    schema = schemas.faces_schema(feature_dim(features.backbone, FACES.size_px))
     pixels = pa.field("pixels", pa.list_(pa.list_(pa.uint8(), 3 * FACES.size_px**2)))
     looked = pa.struct([*(field for field in schema if field.name not in ("video_id", "feature")), pixels])
     looked_type, feature_type = map(daft.DataType.from_arrow_type, (looked, schema.field("feature").type))
@@ -117,11 +125,11 @@ def by_daft(videos: list[Video], backbone: str) -> Cost:
     @daft.cls(use_process=False, max_concurrency=1)
     class Features:
         def __init__(self) -> None:
-            self.extractor = _extractor(backbone)
+            self.extractor = _extractor(features)
 
         @daft.method.batch(return_dtype=feature_type, batch_size=extract.VIDEOS_PER_BATCH)  # type: ignore[untyped-decorator]
         def __call__(self, pixels: Any) -> pa.Array:
-            return _features(self.extractor, pixels.to_arrow())
+            return _run(self.extractor, pixels.to_arrow())
 
     video_ids, paths = zip(*videos, strict=True)
     frame = daft.from_pydict({"video_id": list(video_ids), "path": list(paths)})
@@ -134,16 +142,17 @@ def by_daft(videos: list[Video], backbone: str) -> Cost:
     return cost
 
 
-def _extractor(backbone: str) -> FeatureExtractor:
+def _extractor(features: extract.Features) -> FeatureExtractor:
     torch.set_num_threads(1)
-    return FeatureExtractor(backbone, load_weights(backbone, WEIGHTS))
+    state = load_weights(features.backbone, features.weights)
+    return FeatureExtractor(features.backbone, state, features.precision)
 
 
 def _look(video_id: str, path: str) -> pa.Table:
     return look(path, video_id, SAMPLE, **dataclasses.asdict(FACES))
 
 
-def _features(extractor: FeatureExtractor, pixels: pa.Array) -> pa.Array:
+def _run(extractor: FeatureExtractor, pixels: pa.Array) -> pa.Array:
     crops_NHWC = pixels.flatten().flatten().to_numpy().reshape(-1, FACES.size_px, FACES.size_px, 3)
     return schemas.list_column(extractor(crops_NHWC), pc.list_value_length(pixels))
 

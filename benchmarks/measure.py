@@ -59,10 +59,12 @@ def clock(interval_s: float = 0.25) -> Iterator[Cost]:
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    yield cost
-    cost.wall_s = time.monotonic() - began
-    stop.set()
-    thread.join()
+    try:
+        yield cost
+        cost.wall_s = time.monotonic() - began
+    finally:
+        stop.set()
+        thread.join()
     seen.update(_cpu_by_process())
     cost.cpu_s = sum(seen.values()) - before_s
 

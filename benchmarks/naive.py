@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.clips import describe, make_clips
-from benchmarks.extractors import by_raydistal, videos_of
+from benchmarks.extractors import by_raydistal, features_by, videos_of
 from benchmarks.measure import Ratio
 
 TARGET = 5.0
@@ -30,7 +30,7 @@ def run(
     for size in sizes:
         paths = make_clips(size, 48, num_clips, seconds)
         script_s = by_script(paths) / num_clips
-        raydistal_s = by_raydistal(videos_of(paths, num_videos), backbone).cpu_s / num_videos
+        raydistal_s = by_raydistal(videos_of(paths, num_videos), features_by(backbone)).cpu_s / num_videos
         console.print(
             f"naive: {describe(paths)}; the script takes {script_s:.2f} CPU s per video, "
             f"raydistal {raydistal_s:.2f} with its start spread over {num_videos}"
