@@ -1,6 +1,6 @@
 """python -m benchmarks: ratios against bounds and peers, measured in one run on this machine.
 
-Takes some 15 minutes, and a few more the first time, to make the clips. Other load on the machine spoils the wall
+Takes some 25 minutes, and a few more the first time, to make the clips. Other load on the machine spoils the wall
 times, and the CPU times a little.
 """
 
@@ -19,8 +19,8 @@ from benchmarks.clips import FOLDER
 from benchmarks.measure import Ratio
 from raydistal import tables
 
-Bench = Literal["decode", "detect", "extract", "naive"]
-BENCHES: tuple[Bench, ...] = ("decode", "detect", "extract", "naive")
+Bench = Literal["decode", "detect", "extract", "naive", "train"]
+BENCHES: tuple[Bench, ...] = ("decode", "detect", "extract", "naive", "train")
 
 
 def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
@@ -31,7 +31,7 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
         clips: videos that the extract benchmark works on.
     """
     prepare_environment()
-    from benchmarks import decode, detect, extract, naive  # they load what the environment is for
+    from benchmarks import decode, detect, extract, naive, train  # they load what the environment is for
 
     console = Console()
     print_conditions(console)
@@ -41,9 +41,11 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
     if "detect" in only:
         ratios += detect.run(console, size="1080p", num_clips=3)
     if "extract" in only:
-        ratios += extract.run(console, size="480p", num_clips=8, num_videos=clips)
+        ratios += extract.run(console, sizes=("480p", "1080p"), num_clips=8, num_videos=clips)
     if "naive" in only:
         ratios += naive.run(console, sizes=("480p", "1080p"), num_clips=3, num_videos=24)
+    if "train" in only:
+        ratios += train.run(console, size="480p", num_clips=8, num_faces=800)
     print_ratios(console, ratios)
 
 

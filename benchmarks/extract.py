@@ -28,21 +28,29 @@ WALL_TARGET, CPU_TARGET = 1.3, 1.15
 def run(
     console: Console,
     *,
-    size: str,
+    sizes: tuple[str, ...],
     num_clips: int,
     num_videos: int,
     seconds: float = 10,
     rounds: int = 3,
     backbone: str = "vgg16",
 ) -> list[Ratio]:
-    """`num_clips` files take turns as `num_videos` videos; `backbone` is the network that is not near-free."""
-    paths = make_clips(size, 48, num_clips, seconds)
-    videos = videos_of(paths, num_videos)
-    console.print(f"extract: {num_videos} videos in turn from {describe(paths)}, GOP 48")
-    return [*compare_wall(console, videos, rounds), compare_cpu(console, videos, backbone)]
+    """`num_clips` files of each size take turns as `num_videos` videos; `backbone` is the network that is not free.
+
+    It is tried on the first size.
+    """
+    ratios = []
+    for size in sizes:
+        paths = make_clips(size, 48, num_clips, seconds)
+        videos = videos_of(paths, num_videos)
+        console.print(f"extract: {num_videos} videos in turn from {describe(paths)}, GOP 48")
+        ratios += compare_wall(console, videos, size, rounds)
+        if size == sizes[0]:
+            ratios.append(compare_cpu(console, videos, backbone))
+    return ratios
 
 
-def compare_wall(console: Console, videos: list[Video], rounds: int) -> list[Ratio]:
+def compare_wall(console: Console, videos: list[Video], size: str, rounds: int) -> list[Ratio]:
     """With near-free features; Daft and raydistal start their workers within the time, the plain processes before."""
     plain = f"{NUM_PROCESSES} plain processes"
     ways: dict[str, Callable[[list[Video], Features], Cost]] = {
@@ -63,7 +71,7 @@ def compare_wall(console: Console, videos: list[Video], rounds: int) -> list[Rat
         table.add_row(name, each, f"{wall_s[name] / wall_s[plain]:.2f}", f"{cpu_s:.1f}")
     console.print(table)
     targets = {plain: WALL_TARGET, "Daft": 1.0}
-    what = f"{len(videos)} videos, wall against "
+    what = f"{len(videos)} {size} videos, wall against "
     peers = [name for name in ways if name in targets]
     return [Ratio("extract", what + peer, wall_s["raydistal"] / wall_s[peer], targets[peer]) for peer in peers]
 

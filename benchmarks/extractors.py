@@ -107,8 +107,8 @@ def _do_share(videos: list[Video], features: extract.Features, out: str, barrier
 
 def by_daft(videos: list[Video], features: extract.Features) -> Cost:
     """Daft's native runner: a user-defined function for each stage, the first in one process per core."""
+    os.environ["DAFT_RUNNER"] = "native"  # not Ray, which is there too; set_runner_native() works once only
     daft: Any = importlib.import_module("daft")  # not everybody has it
-    daft.set_runner_native()
     schema = schemas.faces_schema(feature_dim(features.backbone, FACES.size_px))
     pixels = pa.field("pixels", pa.list_(pa.list_(pa.uint8(), 3 * FACES.size_px**2)))
     looked = pa.struct([*(field for field in schema if field.name not in ("video_id", "feature")), pixels])
@@ -127,7 +127,7 @@ def by_daft(videos: list[Video], features: extract.Features) -> Cost:
         def __init__(self) -> None:
             self.extractor = _extractor(features)
 
-        @daft.method.batch(return_dtype=feature_type, batch_size=extract.VIDEOS_PER_BATCH)  # type: ignore[untyped-decorator]
+        @daft.method.batch(return_dtype=feature_type, batch_size=extract.VIDEOS_PER_PART)  # type: ignore[untyped-decorator]
         def __call__(self, pixels: Any) -> pa.Array:
             return _run(self.extractor, pixels.to_arrow())
 

@@ -18,13 +18,14 @@ from typing import Annotated, Any
 import tyro
 
 from raydistal.errors import UserError
-from raydistal.pipelines import demo, distill, extract, index, report, select
+from raydistal.pipelines import demo, distill, extract, index, report, select, train
 
 Verb = (
     Annotated[index.Config, tyro.conf.subcommand("index")]
     | Annotated[extract.Config, tyro.conf.subcommand("extract")]
     | Annotated[select.Config, tyro.conf.subcommand("select")]
     | Annotated[distill.Config, tyro.conf.subcommand("distill")]
+    | Annotated[train.Config, tyro.conf.subcommand("train")]
     | Annotated[report.Config, tyro.conf.subcommand("report")]
     | Annotated[demo.Config, tyro.conf.subcommand("demo")]
 )
@@ -33,6 +34,7 @@ RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {
     extract.Config: extract.run,
     select.Config: select.run,
     distill.Config: distill.run,
+    train.Config: train.run,
     report.Config: report.run,
     demo.Config: demo.run,
 }
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = tyro.cli(
             Verb, prog="raydistal", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
         )
+        out, sys.stdout = sys.stdout, sys.stderr  # Ray prints there what a worker died of, up to the end of the process
         if needs_cluster(config):
             connect()
         summary = RUNS[type(config)](config)
@@ -53,13 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("raydistal: stopped. Finished work is kept; the same command goes on with the rest.", file=sys.stderr)
         sys.exit(1)
-    print(json.dumps(summary))
+    print(json.dumps(summary), file=out)
 
 
 def needs_cluster(config: object) -> bool:
     """False for what one process does in a moment."""
     if isinstance(config, select.Config):
         return not select.is_ranked(config)
+    if isinstance(config, train.Config):
+        return config.compute.num_workers > 0
     return not isinstance(config, index.Config | report.Config)
 
 

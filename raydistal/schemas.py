@@ -76,6 +76,66 @@ COVERAGE = pa.schema(
 )
 
 
+TRAINED_ON = pa.schema(
+    [
+        _required("video_id", pa.string()),
+        _required("group_id", pa.string()),
+        _required("split", pa.string()),  # train: fitted to; val: chose the epoch and the threshold
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        _required("video_id", pa.string()),
+        _required("model_id", pa.string()),
+        _required("status", pa.string()),  # that of the faces table
+        _required("label", pa.int8()),
+        pa.field("method", pa.string()),
+        _required("group_id", pa.string()),
+        pa.field("probability", pa.float64()),  # P(fake) of the video; null without a face
+        _required("frame_index", pa.list_(pa.int32())),
+        _required("frame_probability", pa.list_(pa.float32())),
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        _required("model_id", pa.string()),
+        _required("detector", pa.string()),  # name of its directory
+        _required("dataset", pa.string()),
+        _required("split", pa.string()),
+        _required("level", pa.string()),  # frame | video
+        _required("slice", pa.string()),  # all | real | a method
+        _required("metric", pa.string()),
+        pa.field("value", pa.float64()),  # null where it is not defined
+        pa.field("low", pa.float64()),  # ends of the confidence interval, clustered by group_id
+        pa.field("high", pa.float64()),
+        _required("num", pa.int64()),  # videos or frames
+    ]
+)
+
+
+COMPARISON = pa.schema(
+    [
+        _required("architecture", pa.string()),
+        _required("set", pa.string()),
+        _required("kind", pa.string()),  # full | distilled | random | frame_count | faces
+        _required("share", pa.float64()),  # of the training videos; for kind faces of the training faces
+        _required("num_videos", pa.int64()),  # with a face that was learnt from
+        _required("num_faces", pa.int64()),
+        _required("seed", pa.int64()),
+        pa.field("precision", pa.float64()),  # these five on test videos; null where they are not defined
+        pa.field("recall", pa.float64()),
+        pa.field("f1", pa.float64()),
+        pa.field("accuracy", pa.float64()),
+        pa.field("auc", pa.float64()),
+        _required("images", pa.int64()),  # faces shown to the network, epochs counted
+        _required("seconds", pa.float64()),
+        _required("gpu_seconds", pa.float64()),
+    ]
+)
+
+
 def faces_schema(feature_dim: int) -> pa.Schema:
     """The `faces` table for features of `feature_dim` numbers. One row per video, failures included."""
     return pa.schema(

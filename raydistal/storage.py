@@ -96,6 +96,13 @@ def delete(location: str) -> None:
         filesystem.delete_file(path)
 
 
+def delete_folder(location: str) -> None:
+    """Removes a folder and all below it; one that is not there is no error."""
+    filesystem, path = resolve(location)
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
 def exists(location: str) -> bool:
     """True if a file or folder is there."""
     filesystem, path = resolve(location)

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
 import pytest
+
+from raydistal import schemas, tables
+from raydistal.faces import crop
 
 MILLISECOND = Fraction(1, 1000)
 
@@ -77,3 +81,49 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     boto3.client("s3").create_bucket(Bucket=bucket)
     yield f"s3://{bucket}"
     server.stop()
+
+
+SPLITS = ("train",) * 8 + ("val",) * 3 + ("test",) * 3
+
+
+def write_faces(
+    run: Path,
+    videos_per_part: int = 5,
+    faces_per_video: int = 6,
+    crops: str = "png",
+    splits: tuple[str, ...] = SPLITS,
+    size_px: int = 40,
+) -> None:
+    """The tables videos and faces of a run: noise, the fakes brighter. Ready to train a detector on.
+
+    A real video and a fake of it per group, of two methods in turn; the last pair has no faces.
+    """
+    rng = np.random.default_rng(0)
+    videos, faces = [], []
+    for group, split in enumerate(splits):
+        for label in (0, 1):
+            video_id = f"g{group:02}-{label}"
+            method = ("swap", "talk")[group % 2] if label else None
+            videos.append({"video_id": video_id, "dataset": "made up", "uri": f"/{video_id}.mp4", "label": label})
+            videos[-1] |= {"method": method, "group_id": f"g{group:02}", "split": split}
+            num = 0 if group == len(splits) - 1 else faces_per_video
+            images = rng.integers(0, 160, (num, size_px, size_px, 3)) + 60 * label
+            row = {"video_id": video_id, "status": "ok" if num else "no_face", "num_frames_seen": 9}
+            row |= {"error": None if num else "no face in 9 frames", "frame_index": list(range(0, 10 * num, 10))}
+            row |= {"pts_s": [0.4 * place for place in range(num)], "box_xyxy_px": [[0, 0, 9, 9]] * num}
+            row |= {"detection_score": [1.0] * num, "feature": [[0.0, 1.0]] * num}
+            faces.append(row | {"crop": [crop.encode(image.astype(np.uint8), "png") for image in images]})
+            if crops == "none":
+                faces[-1]["crop"] = None
+    tables.write_table(f"{run}/videos", pa.Table.from_pylist(videos, schemas.VIDEOS), {})
+    schema = schemas.faces_schema(2)
+    for start in range(0, len(faces), videos_per_part):
+        part = pa.Table.from_pylist(faces[start : start + videos_per_part], schema)
+        tables.write_part(f"{run}/faces", part, {"crops": crops})
+    tables.write_info(f"{run}/faces", {"crops": crops, "size_px": size_px}, num_rows=len(faces), counts={})
+
+
+@pytest.fixture(scope="session")
+def write_run() -> Callable[..., None]:
+    """`write_faces`."""
+    return write_faces

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 sys.path.append(str(Path(__file__).parents[1]))  # benchmarks are run from the repository, not installed
-clips, decode, detect, extract, extractors = (
-    importlib.import_module(f"benchmarks.{name}") for name in ("clips", "decode", "detect", "extract", "extractors")
+clips, decode, detect, extract, extractors, train = (
+    importlib.import_module(f"benchmarks.{name}")
+    for name in ("clips", "decode", "detect", "extract", "extractors", "train")
 )
 
 SMALL_NETWORK = "timm:test_byobnet"
@@ -54,6 +55,15 @@ def test_detect() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_extract() -> None:
     ratios = extract.run(
-        Console(), size="small", num_clips=1, num_videos=2, seconds=1, rounds=1, backbone=SMALL_NETWORK
+        Console(), sizes=("small",), num_clips=1, num_videos=2, seconds=1, rounds=1, backbone=SMALL_NETWORK
     )
     check(ratios, 3 if importlib.util.find_spec("daft") else 2)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_train() -> None:
+    ratios = train.run(
+        Console(), size="small", num_clips=2, num_faces=12, seconds=1, rounds=1, architecture="timm:test_resnet"
+    )
+    check(ratios, 1)

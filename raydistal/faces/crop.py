@@ -1,5 +1,7 @@
 """From a frame and a box to a square picture of the face."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -46,3 +48,21 @@ def encode(crop_HWC: Image, crops: str) -> bytes:
     else:
         suffix, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, int(crops.removeprefix("jpeg:"))]
     return bytes(cv2.imencode(suffix, bgr_HWC, options)[1])
+
+
+def decode(image: bytes, size_px: int) -> Image:
+    """(size_px, size_px, 3) RGB of an encoded crop: what every network sees, in training and after.
+
+    Raises:
+        ValueError: it is not an image.
+    """
+    return decode_sizes(image, [size_px])[0]
+
+
+def decode_sizes(image: bytes, sizes_px: Sequence[int]) -> list[Image]:
+    """The same for networks of several sizes: read once."""
+    bgr_HWC = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    if bgr_HWC is None:
+        raise ValueError("the crop is not an image")
+    crop_HWC = np.asarray(cv2.cvtColor(bgr_HWC, cv2.COLOR_BGR2RGB), np.uint8)
+    return [crop_HWC if crop_HWC.shape[:2] == (px, px) else resize(crop_HWC, px) for px in sizes_px]

@@ -85,16 +85,24 @@ def load_weights(name: str, weights: str) -> dict[str, torch.Tensor]:
             return dict(Backbone(name).network.state_dict())
     with torch.device("meta"):  # shapes alone
         needed = Backbone(name).network.state_dict()
-    given = _imagenet(name) if weights == "imagenet" else _read_state(weights)
-    missing = [key for key in needed if key not in given]
-    misfit = [key for key in needed if key in given and given[key].shape != needed[key].shape]
-    left_over = [key for key in given if key not in needed and not key.startswith(("classifier.", "fc.", "head"))]
-    if missing or misfit or left_over:
-        raise UserError(
-            f"the weights {weights} do not fit {name}: {len(missing)} tensors missing, {len(misfit)} of another shape, "
-            f"{len(left_over)} unknown, such as {', '.join((missing + misfit + left_over)[:3])}. {WAYS_OUT}"
-        )
+    given = imagenet_state(name) if weights == "imagenet" else read_state(weights)
+    heads = {key for key in given if key not in needed and key.startswith(("classifier.", "fc.", "head"))}
+    if misfit := find_misfit({key: given[key] for key in given if key not in heads}, needed):
+        raise UserError(f"the weights {weights} do not fit {name}: {misfit}. {WAYS_OUT}")
     return {key: given[key] for key in needed}
+
+
+def find_misfit(given: State, needed: State) -> str:
+    """What keeps `given` from being loaded where `needed` is, tensor by tensor, in words; "" if nothing does."""
+    missing = [key for key in needed if key not in given]
+    reshaped = [key for key in needed if key in given and given[key].shape != needed[key].shape]
+    unknown = [key for key in given if key not in needed]
+    if not (examples := (missing + reshaped + unknown)[:3]):
+        return ""
+    return (
+        f"{len(missing)} tensors missing, {len(reshaped)} of another shape, {len(unknown)} unknown, "
+        f"such as {', '.join(examples)}"
+    )
 
 
 def state_digest(state: State) -> str:
@@ -102,7 +110,9 @@ def state_digest(state: State) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for key in sorted(state):
         digest.update(key.encode())
-        digest.update(state[key].contiguous().view(torch.uint8).numpy().data if state[key].ndim else key.encode())
+        # Cloned: what was channels last counts as contiguous with some strides that cannot be seen as bytes.
+        plain = state[key].detach().clone(memory_format=torch.contiguous_format)
+        digest.update(plain.view(torch.uint8).numpy().data if plain.ndim else key.encode())
     return digest.hexdigest()
 
 
@@ -150,17 +160,41 @@ def feature_dim(name: str, size_px: int) -> int:
         raise UserError(f"{name} cannot take crops of {size_px} pixels: {error}. Choose another --size-px.") from error
 
 
+def timm_config(name: str) -> Any:
+    """What timm knows of a model (NAME or timm:NAME) and its weights: mean, std, input_size ...
+
+    Raises:
+        UserError: timm has no such model, or no such weights for it.
+    """
+    import timm
+
+    name = name.removeprefix("timm:")
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name[:5]}*")[:5]
+        raise UserError(f"timm knows no model {name!r}; near it: {', '.join(close) or 'none'}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = timm.list_pretrained(name.partition(".")[0])
+        raise UserError(f"timm knows no weights {name!r}; it knows: {', '.join(known) or 'none'}") from error
+
+
 def _timm(name: str, **options: Any) -> nn.Module:
     import timm
 
-    if not timm.is_model(name.removeprefix("timm:")):
-        close = timm.list_models(f"*{name.removeprefix('timm:')[:5]}*")[:5]
-        raise UserError(f"timm knows no model {name.removeprefix('timm:')!r}; near it: {', '.join(close) or 'none'}")
+    timm_config(name)  # says what is wrong with the name
     model: nn.Module = timm.create_model(name.removeprefix("timm:"), **options)
     return model
 
 
-def _imagenet(name: str) -> State:
+def imagenet_state(name: str) -> State:
+    """The weights that torchvision or, for timm:NAME, timm has for a network, downloaded or from their cache.
+
+    Without a network timm's hub (Hugging Face) gives up only after most of a minute; HF_HUB_OFFLINE=1 spares the wait.
+
+    Raises:
+        UserError: they cannot be had; the message says what to do.
+    """
     try:
         if name.startswith("timm:"):
             return dict(_timm(name, pretrained=True).state_dict())
@@ -173,7 +207,12 @@ def _imagenet(name: str) -> State:
         raise UserError(f"cannot get ImageNet weights for {name}: {error}. {WAYS_OUT}") from error
 
 
-def _read_state(weights: str) -> State:
+def read_state(weights: str) -> State:
+    """The tensors of a .safetensors or PyTorch file at a path or URI, by name; no code in it is run.
+
+    Raises:
+        UserError: it cannot be read or holds something else; the message says what to do.
+    """
     try:
         with storage.local_copy(weights) as path:
             if path.endswith(".safetensors"):

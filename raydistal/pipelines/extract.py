@@ -1,11 +1,12 @@
 """videos -> faces: decode, find and crop faces, compute features, write Parquet. One row per video, failures included.
 
-    videos -> look (CPU tasks; each video in a killable child) -> features (actors, GPU if there is one) -> write
+    videos -> look (CPU tasks; each video in a killable child) -> features (actors, GPU if there is one), written there
 
 Ray Data streams rows through these stages. What is in the `faces` table is done: a rerun does what is missing.
 """
 
 import dataclasses
+import os
 import sys
 import time
 import warnings
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
 
     from raydistal.features.backbones import State
 
-VIDEOS_PER_BATCH = 4  # some 40 faces: enough to fill a GPU, few enough that a CPU answers in seconds
-VIDEOS_PER_PART = 16  # what a crash can lose at most, per writer; some 16 MB with PNG crops
+VIDEOS_PER_PART = 8  # what a crash can lose at most, per actor; some 80 faces fill a GPU, 8 MB with PNG crops
 COUNTED = ("num_frames_seen", "num_faces", "look_s", "feature_s")  # summed up over all rows
 MAX_TASKS = 20_000  # the driver holds a reference to each
 ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, because a lost node takes one
@@ -167,7 +167,7 @@ def _stream(
     settings: dict[str, Any],
     claim: tables.Claim,
 ) -> Iterator[dict[str, Any]]:
-    """Runs the stages; yields, for each part written, arrays of what `write_part` returns."""
+    """Runs the stages; yields, for each part written, arrays of its columns status and COUNTED."""
     import ray
     import ray.data
 
@@ -182,7 +182,7 @@ def _stream(
     num_workers = config.feature_workers or num_gpus or num_nodes
     # Enough tasks to keep all CPUs busy to the end, not so many that starting them costs.
     videos_per_task = max(1, min(8, len(pending) // (8 * num_cpus)), len(pending) // MAX_TASKS)
-    features, feature_dim = config.features, schema.field("feature").type.value_type.list_size
+    features = config.features
     columns = pending.select(["video_id", "uri", "label"])
     # Retries have no other way in yet; Ray 2.64, which our range excludes, wants one.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
@@ -197,25 +197,16 @@ def _stream(
             max_retries=ATTEMPTS,
         )
         .map_batches(
-            FeatureStage,
-            fn_constructor_args=(weights, features.backbone, features.precision, feature_dim),
+            FeatureStage,  # writes as well: a stage of its own for that would start more processes on each node
+            fn_constructor_args=(weights, features.backbone, features.precision, schema, settings, claim),
             batch_format="pyarrow",
-            batch_size=VIDEOS_PER_BATCH,
-            compute=ray.data.ActorPoolStrategy(
-                size=num_workers
-            ),  # asks for all at once: pools do not grow by themselves
+            batch_size=VIDEOS_PER_PART,
+            compute=ray.data.ActorPoolStrategy(size=num_workers),  # all at once: pools do not grow by themselves
             # On CPUs the network shares the cores with decoding: reserving some would idle them half of the time.
             num_cpus=0,
             num_gpus=1 if num_gpus else 0,
             max_restarts=ATTEMPTS,
             max_task_retries=-1,  # tries fail by the moment until the loss of a node is noticed; max_restarts ends them
-        )
-        .map_batches(
-            partial(write_part, schema=schema, settings=settings, claim=claim),
-            batch_format="pyarrow",
-            batch_size=VIDEOS_PER_PART,
-            num_cpus=0,  # waits for the disk; a slot of its own could deadlock a small cluster
-            max_retries=ATTEMPTS,
         )
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
@@ -275,9 +266,23 @@ def _look(video: dict[str, Any], config: Config) -> pa.Table:
 
 
 class FeatureStage:
-    """Actor: holds the network, turns the column `pixels` into `feature`, adds `num_faces` and `feature_s`."""
+    """Actor: holds the network, turns the column `pixels` into `feature`, and writes the rows as one part of the table.
 
-    def __init__(self, state: "ray.ObjectRef[State]", backbone: str, precision: str, feature_dim: int) -> None:
+    Returns what the driver counts: the columns status and COUNTED.
+    """
+
+    def __init__(
+        self,
+        state: "ray.ObjectRef[State]",
+        backbone: str,
+        precision: str,
+        schema: pa.Schema,
+        settings: dict[str, Any],
+        claim: tables.Claim,
+    ) -> None:
+        os.environ.setdefault(
+            "OMP_WAIT_POLICY", "PASSIVE"
+        )  # before torch loads: its threads would spin where others decode
         import ray
         import torch
 
@@ -287,7 +292,8 @@ class FeatureStage:
         torch.set_num_threads(max(1, int(node["Resources"].get("CPU", 1))))  # Ray sets 1 for an actor without CPUs
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         self.extract = FeatureExtractor(backbone, ray.get(state), precision, device)
-        self.no_feature = np.empty((0, feature_dim), np.float16)
+        self.schema, self.settings, self.claim = schema, settings, claim
+        self.no_feature = np.empty((0, schema.field("feature").type.value_type.list_size), np.float16)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         began = time.monotonic()
@@ -297,16 +303,8 @@ class FeatureStage:
         crops_NHWC = pixels.flatten().flatten().to_numpy().reshape(-1, side_px, side_px, 3)
         feature_ND = self.extract(crops_NHWC) if len(crops_NHWC) else self.no_feature
         seconds = np.full(rows.num_rows, (time.monotonic() - began) / rows.num_rows)
-        return (
-            rows.drop_columns(["pixels"])
-            .append_column("feature", list_column(feature_ND, num_faces))
-            .append_column("num_faces", pa.array(num_faces))
-            .append_column("feature_s", pa.array(seconds))
-        )
-
-
-def write_part(rows: pa.Table, schema: pa.Schema, settings: dict[str, Any], claim: tables.Claim) -> pa.Table:
-    """Writes rows as one part of the table; returns what the driver counts."""
-    claim.check()  # here, as the workers of a job that was paused or killed may still be at it
-    tables.write_part(claim.location, conform(rows, schema), settings)
-    return rows.select(["status", *COUNTED])
+        rows = rows.append_column("feature", list_column(feature_ND, num_faces))
+        self.claim.check()  # here, as the workers of a job that was paused or killed may still be at it
+        tables.write_part(self.claim.location, conform(rows, self.schema), self.settings)
+        rows = rows.append_column("num_faces", pa.array(num_faces)).append_column("feature_s", pa.array(seconds))
+        return rows.select(["status", *COUNTED])

@@ -30,7 +30,7 @@ PROGRAM = """
 import sys
 from raydistal import cli, tables
 from raydistal.pipelines import extract
-extract.VIDEOS_PER_BATCH = extract.VIDEOS_PER_PART = {videos_per_part}
+extract.VIDEOS_PER_PART = {videos_per_part}
 tables.BEAT_S = {beat_s}
 cli.main(sys.argv[1:])
 """

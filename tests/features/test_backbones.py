@@ -66,6 +66,12 @@ def test_random_weights_are_the_same_each_time(resnet_state):
     assert state_digest(again) != state_digest(resnet_state)
 
 
+def test_the_digest_does_not_depend_on_the_memory_format():
+    state = {"a": torch.arange(24.0).reshape(2, 3, 2, 2), "b": torch.arange(64.0).reshape(8, 8, 1, 1)}
+    changed = {key: value.to(memory_format=torch.channels_last) for key, value in state.items()}
+    assert state_digest(changed) == state_digest(state)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_from_a_file_with_or_without_classifier(tmp_path, resnet_state, suffix):
     path = tmp_path / f"weights{suffix}"
@@ -112,9 +118,9 @@ def test_imagenet_weights_that_cannot_be_had_name_the_ways_out(tmp_path, monkeyp
         load_weights("vgg16", "imagenet")
 
 
-@pytest.mark.parametrize("name", ["vgg19", "timm:no_such_model", ""])
+@pytest.mark.parametrize("name", ["vgg19", "timm:no_such_model", "timm:resnet18.no_such_tag", ""])
 def test_unknown_backbone(name):
-    with pytest.raises(UserError, match=r"unknown backbone|timm knows no model"):
+    with pytest.raises(UserError, match=r"unknown backbone|timm knows no (model|weights)"):
         feature_dim(name, 299)
 
 

@@ -1,0 +1,119 @@
+"""A trained detector on disk or in an object store: a directory with weights.safetensors and detector.json.
+
+weights.safetensors  the state dict of timm's network, by timm's names
+detector.json        what it is (architecture, input_px, mean, std, digest of the weights) and how it came about;
+                     written last, so its presence says that the detector is complete
+
+No pickle: nothing that is loaded can run code.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from raydistal import storage
+from raydistal.detector.zoo import Detector
+from raydistal.errors import UserError
+from raydistal.features.backbones import find_misfit, state_digest
+
+FORMAT = "detector/1"
+INFO, WEIGHTS = "detector.json", "weights.safetensors"
+AGAIN = "Copy the detector again from where it came, or train it again: raydistal train --out"
+
+
+def save(location: str, detector: Detector, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a detector directory, replacing the detector that was there.
+
+    Args:
+        location: a path or URI.
+        detector: on any device, in any memory format.
+        about: how it came about, as JSON; what follows from the detector itself is added.
+
+    Returns:
+        The content of detector.json.
+    """
+    state = {name: tensor.cpu().contiguous() for name, tensor in detector.network.state_dict().items()}
+    itself = {
+        "format": FORMAT,
+        "architecture": detector.architecture,
+        "input_px": detector.input_px,
+        "mean": list(detector.mean),
+        "std": list(detector.std),
+        "num_params": sum(parameter.numel() for parameter in detector.parameters()),
+        "digest": state_digest(state),
+    }
+    content = itself | dict(about) | itself  # its own words first, whatever `about` says
+    storage.delete(storage.join(location, INFO))
+    storage.write_bytes(storage.join(location, WEIGHTS), safetensors.torch.save(state))
+    storage.write_bytes(storage.join(location, INFO), json.dumps(content, indent=1).encode())
+    return content
+
+
+def load(location: str) -> tuple[Detector, dict[str, Any]]:
+    """The detector, in evaluation mode on the CPU, and the content of its detector.json.
+
+    Raises:
+        UserError: a file is missing, damaged, of another format, or does not fit the other to the last bit; the message
+            names it and says what to do.
+    """
+    about = _read_about(storage.join(location, INFO))
+    weights = storage.join(location, WEIGHTS)
+    try:
+        with storage.local_copy(weights) as path:
+            state = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {weights}: {error}. {AGAIN} {location}") from error
+    with torch.random.fork_rng(devices=[]):
+        detector = Detector(about["architecture"], about["input_px"], about["mean"], about["std"]).eval()
+    if misfit := find_misfit(state, detector.network.state_dict()):
+        raise UserError(f"{weights} does not fit {about['architecture']}: {misfit}. {AGAIN} {location}")
+    if state_digest(state) != about["digest"]:
+        raise UserError(f"{weights} is not what {INFO} beside it was written for. {AGAIN} {location}")
+    detector.network.load_state_dict(state)
+    return detector, about
+
+
+def exists(location: str) -> bool:
+    """True if a finished detector is there."""
+    return storage.exists(storage.join(location, INFO))
+
+
+def model_id(about: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that name the weights, whatever the directory is called."""
+    return str(about["digest"])[:12]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+IS_VALID: dict[str, Callable[[Any], bool]] = {
+    "architecture": lambda value: isinstance(value, str),
+    "input_px": lambda value: isinstance(value, int) and value > 0,
+    "mean": lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_number, value)),
+    "std": lambda value: isinstance(value, list) and len(value) == 3 and all(_is_number(v) and v > 0 for v in value),
+    "digest": lambda value: isinstance(value, str),
+}
+
+
+def _read_about(place: str) -> dict[str, Any]:
+    try:
+        about = json.loads(storage.read_bytes(place))
+    except OSError as error:
+        raise UserError(f"no finished detector: cannot read {place}: {error}. Give a folder that it is in.") from error
+    except ValueError as error:  # not JSON, not UTF-8
+        raise UserError(f"{place} is damaged: {error}. {AGAIN} FOLDER") from error
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"{place} is of the format {found!r}; this raydistal reads {FORMAT!r}: use the one that wrote it"
+        )
+    for key, is_valid in IS_VALID.items():
+        if not is_valid(about.get(key)):
+            raise UserError(f"{place} is damaged: {key} is {about.get(key)!r}. {AGAIN} FOLDER")
+    return dict(about)

@@ -1,0 +1,222 @@
+"""What a detector learns from: which faces, in which order, as which pixels.
+
+N faces. A face is named by where it lies: the number of the part of the `faces` table, the row, the place in its lists.
+Faces are read a window at a time: the parts are shuffled, then the faces of each window. Reading single faces at random
+would read every part a hundred times.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raydistal import storage
+from raydistal.detector.augmentation import augment
+from raydistal.errors import UserError
+from raydistal.faces import crop
+from raydistal.selection.probe import sample_key, uniform
+
+EXAMPLES = pa.schema(
+    [
+        ("part", pa.int32()),
+        ("row", pa.int32()),
+        ("place", pa.int32()),
+        ("video_id", pa.string()),
+        ("frame_index", pa.int32()),
+        ("label", pa.int8()),
+        ("method", pa.string()),
+    ]
+)
+FACES_PER_WINDOW = 1024  # encoded crops in memory, some 100 MB as PNG
+FACES_PER_CHUNK = 32  # decoded at once
+
+Ints = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """Faces with their labels, as the network takes them."""
+
+    crops_NHWC: npt.NDArray[np.uint8]
+    label_N: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How many training faces are used. The choice is random, and nested: a smaller limit takes some of the same."""
+
+    max_faces: int = 0
+    """In all, half of each class, fakes evenly from all methods (CKD section IV: 10, 100, 1000). 0: no limit."""
+    max_real: int = 0
+    """Real faces (thesis 5.2.3: 10,000). 0: no limit."""
+    max_per_method: int = 0
+    """Fake faces of each method (thesis 5.2.3: 3,000). 0: no limit."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_faces, self.max_real, self.max_per_method) < 0 or self.max_faces == 1:
+            raise UserError("need --max-faces of 0 or at least 2, --max-real and --max-per-method of 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the faces lie, and how they are shown to a network."""
+
+    location: str
+    parts: Sequence[str]
+    size_px: int
+    seed: int
+    augments: bool
+    robust: bool
+
+
+def list_examples(location: str, parts: Sequence[str], videos: pa.Table) -> pa.Table:
+    """All faces of `videos` (video_id, label, method) in these parts of the table `location`: `EXAMPLES`.
+
+    Raises:
+        UserError: the crops were not kept.
+    """
+
+    def read(number: int) -> pa.Table:
+        filesystem, path = storage.resolve(storage.join(location, parts[number]))
+        faces = pq.read_table(path, columns=["video_id", "frame_index"], filesystem=filesystem)
+        return _examples_of(faces, number, videos)
+
+    with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
+        found = list(pool.map(read, range(len(parts))))
+    return pa.concat_tables([EXAMPLES.empty_table(), *found]).combine_chunks()
+
+
+def _examples_of(faces: pa.Table, number: int, videos: pa.Table) -> pa.Table:
+    row_V = pc.index_in(faces["video_id"], value_set=videos["video_id"]).combine_chunks()
+    frames = faces["frame_index"].combine_chunks()
+    parent_N = pc.list_parent_indices(frames).to_numpy()
+    num_V = pc.list_value_length(frames).fill_null(0).to_numpy()
+    first_V = np.cumsum(num_V) - num_V
+    of_video = pc.take(row_V, parent_N)
+    columns = {
+        "part": np.full(len(parent_N), number, np.int32),
+        "row": parent_N.astype(np.int32),
+        "place": (np.arange(len(parent_N)) - first_V[parent_N]).astype(np.int32),
+        "video_id": pc.take(faces["video_id"], parent_N),
+        "frame_index": pc.list_flatten(frames),
+    }
+    columns |= {name: pc.take(videos[name], of_video) for name in ("label", "method")}
+    return pa.table(columns, schema=EXAMPLES).filter(of_video.is_valid())
+
+
+def choose(examples: pa.Table, limits: Limits, seed: int) -> pa.Table:
+    """The faces that `limits` allow, in the order of `examples`."""
+    if examples.num_rows == 0:
+        return examples
+    key_N = uniform(sample_key(examples["video_id"], examples["frame_index"].to_numpy(), seed))
+    label_N = examples["label"].to_numpy()
+    method_N = pc.dictionary_encode(examples["method"].fill_null("")).combine_chunks().indices.to_numpy()
+    keep_N = np.ones(len(key_N), bool)
+    category_N = np.where(label_N == 1, method_N + 1, 0)
+    rank_N = _rank_within(category_N, key_N)
+    if limits.max_real:
+        keep_N &= (label_N == 1) | (rank_N < limits.max_real)
+    if limits.max_per_method:
+        keep_N &= (label_N == 0) | (rank_N < limits.max_per_method)
+    if limits.max_faces:
+        for label in (0, 1):
+            of_class = np.flatnonzero(keep_N & (label_N == label))
+            # By rank within the category: the methods take turns.
+            order = of_class[np.lexsort((key_N[of_class], rank_N[of_class]))]
+            keep_N[order[limits.max_faces // 2 :]] = False
+    return examples.filter(pa.array(keep_N))
+
+
+def _rank_within(category_N: Ints, key_N: npt.NDArray[np.float64]) -> Ints:
+    """Position of each row, by its key, among those of its category."""
+    order = np.lexsort((key_N, category_N))
+    sorted_N = category_N[order]
+    first = np.searchsorted(sorted_N, sorted_N)
+    rank_N = np.empty(len(order), np.int64)
+    rank_N[order] = np.arange(len(order)) - first
+    return rank_N
+
+
+def shuffled_shares(part_N: npt.NDArray[np.int32], num_shares: int, seed: int, epoch: int) -> list[list[Ints]]:
+    """For each worker its windows of an epoch: row numbers of faces, in the order in which they are learnt.
+
+    All shares have the same number of faces, as workers step together: up to num_shares - 1 faces are left out.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    part_order = rng.permutation(int(part_N.max()) + 1)
+    order_N = np.argsort(part_order[part_N], kind="stable")
+    per_share = len(order_N) // num_shares
+    shares = [order_N[number * per_share : (number + 1) * per_share] for number in range(num_shares)]
+    return [[rng.permutation(window) for window in _windows(share)] for share in shares]
+
+
+def plain_shares(num_faces: int, num_shares: int) -> list[list[Ints]]:
+    """For each worker its windows for measuring: every face once, in order."""
+    return [_windows(share) for share in np.array_split(np.arange(num_faces), num_shares)]
+
+
+def _windows(share: Ints) -> list[Ints]:
+    return [share[start : start + FACES_PER_WINDOW] for start in range(0, len(share), FACES_PER_WINDOW)]
+
+
+def load_window(
+    source: Source, examples: pa.Table, window: Ints, epoch: int | None, threads: ThreadPoolExecutor | None = None
+) -> Iterator[Batch]:
+    """The faces `window` of `examples`, in its order, some at a time; augmented if they are for training in `epoch`.
+
+    What a face looks like depends on the seed, the epoch and the face alone, not on who loads it.
+    """
+    rows = examples.take(pa.array(window))
+    part_N, row_N, place_N = (rows[name].to_numpy() for name in ("part", "row", "place"))
+    image_N = np.empty(len(rows), object)
+    for number in np.unique(part_N):
+        here = np.flatnonzero(part_N == number)
+        filesystem, path = storage.resolve(storage.join(source.location, source.parts[number]))
+        crops = pq.read_table(path, columns=["crop"], filesystem=filesystem)["crop"].combine_chunks()
+        offset_V = crops.offsets.to_numpy()
+        images = crops.values.take(pa.array(offset_V[row_N[here]] + place_N[here]))
+        image_N[here] = images.to_numpy(zero_copy_only=False)
+    key_N = sample_key(rows["video_id"], rows["frame_index"].to_numpy(), source.seed)
+    label_N = rows["label"].to_numpy().astype(np.int64)
+
+    def show(number: int) -> crop.Image:
+        crop_HWC = crop.decode(image_N[number], source.size_px)
+        if epoch is None or not source.augments:
+            return crop_HWC
+        return augment(crop_HWC, np.random.default_rng([epoch, int(key_N[number])]), source.robust)
+
+    for start in range(0, len(rows), FACES_PER_CHUNK):
+        chunk = range(start, min(start + FACES_PER_CHUNK, len(rows)))
+        shown = (threads.map if threads else map)(show, chunk)
+        yield Batch(np.stack(list(shown)), label_N[chunk.start : chunk.stop])
+
+
+def rebatch(chunks: Iterable[Batch], batch_size: int, min_last: int = 1) -> Iterator[Batch]:
+    """The same faces in batches of `batch_size`; a last one of fewer than `min_last` is left out."""
+    held: list[Batch] = []
+    for chunk in chunks:
+        held.append(chunk)
+        while sum(len(batch.label_N) for batch in held) >= batch_size:
+            whole = _join(held)
+            yield Batch(whole.crops_NHWC[:batch_size], whole.label_N[:batch_size])
+            held = [Batch(whole.crops_NHWC[batch_size:], whole.label_N[batch_size:])]
+    if sum(len(batch.label_N) for batch in held) >= min_last:
+        yield _join(held)
+
+
+def _join(batches: list[Batch]) -> Batch:
+    return Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+
+
+def fingerprint(examples: pa.Table) -> str:
+    """16 hexadecimal digits of which faces these are and what they are called, whatever their order or place."""
+    digest_N = sample_key(examples["video_id"], examples["frame_index"].to_numpy(), 0)
+    order = np.argsort(digest_N)
+    content = digest_N[order].tobytes() + examples["label"].to_numpy()[order].tobytes()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

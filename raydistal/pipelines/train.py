@@ -1,0 +1,567 @@
+"""videos, faces -> a detector directory.
+
+    faces of train -> windows -> decode, augment (Ray Data) -> workers (Ray Train, gradients exchanged) -> checkpoint
+    faces of val   -> windows -> decode          (Ray Data) -> loss after each epoch: which epoch is kept, when to stop
+
+With no workers the same happens in this process, without Ray, with the same result. A run that was stopped or killed
+goes on from its last finished epoch.
+"""
+
+import copy
+import dataclasses
+import os
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydistal import schemas, storage, tables
+from raydistal.detector.examples import Limits
+from raydistal.detector.recipes import RECIPES, Recipe
+from raydistal.errors import UserError
+from raydistal.progress import Progress
+
+if TYPE_CHECKING:
+    import ray
+
+    from raydistal.detector.examples import Batch, Ints, Source
+    from raydistal.detector.training import Floats, Training
+    from raydistal.detector.zoo import Detector
+
+CHECKPOINT = "checkpoint.pt"
+RAY_FOLDER = "ray-train"
+SYNTHETIC = "synthetic"  # the dataset that `raydistal demo` draws
+CHUNKS_AHEAD = 4
+ATTEMPTS = 4  # starts without a finished epoch: a worker that always dies ends the run, lost nodes do not
+CPUS_PER_TASK = 0.5  # so that a worker and a task that loads faces fit on one CPU: fewer slots would wait for ever
+
+Split = Literal["train", "val"]
+Tell = Callable[[int, str], None]  # so many faces more were learnt; a remark
+Feed = Callable[[Split, list["Ints"], int | None], Iterator["Batch"]]  # chunks of the faces of these windows, in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where the training runs."""
+
+    num_workers: int = 0
+    """Processes of Ray Train that share each batch, one GPU each if there are any; 0: in this process, without Ray."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    faces_at_once: int = 0
+    """Faces that go through the network together; gradients of a batch are summed. 0: the whole batch of a worker."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0 or self.faces_at_once < 0:
+            raise UserError("need --num-workers and --faces-at-once of 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train a detector on the faces of a run."""
+
+    data: str
+    """Run folder with the tables videos and faces, local or s3://..."""
+    out: str
+    """Detector directory to write."""
+    manifest: str = ""
+    """Learn from the training videos of this table only, such as RUN/distilled; val is always that of the run."""
+    architecture: str = "efficientnet_b0"
+    """Such as xception, densenet121, efficientnet_b0, efficientnet_lite0, mobilenetv3_small; or timm:NAME."""
+    weights: str = "imagenet"
+    """What it starts from: imagenet, random, a file or URI, or another detector directory."""
+    recipe: str = "thesis"
+    """How it learns: thesis, finetune, deepdistal or ckd-vanilla."""
+    epochs: int = 0
+    """Instead of the recipe's number. 0: the recipe's."""
+    batch_size: int = 0
+    """Faces per step, of all workers together. 0: the recipe's."""
+    learning_rate: float = 0.0
+    """0: the recipe's."""
+    input_px: int = 0
+    """Side of the picture that the network sees. 0: the architecture's."""
+    robust: bool = False
+    """Also learn from blurred, scaled and recompressed faces."""
+    limits: Limits = field(default_factory=Limits)
+    compute: Compute = field(default_factory=Compute)
+    seed: int = 0
+    """Of the new layer, the order, the augmentation and the choice of faces."""
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise UserError(f"unknown --recipe {self.recipe!r}: use one of {', '.join(RECIPES)}")
+        if min(self.epochs, self.batch_size, self.learning_rate, self.seed) < 0:
+            raise UserError("need --epochs, --batch-size, --learning-rate and --seed of 0 or more")
+        if self.compute.num_workers and (num_left := self.full_recipe().batch_size % self.compute.num_workers):
+            raise UserError(
+                f"{self.compute.num_workers} workers cannot share a batch of {self.full_recipe().batch_size} evenly "
+                f"({num_left} left over). Choose another --num-workers or --batch-size."
+            )
+
+    def full_recipe(self) -> Recipe:
+        """The recipe with the values asked for instead of its own."""
+        names = ("epochs", "batch_size", "learning_rate")
+        return dataclasses.replace(RECIPES[self.recipe], **{n: getattr(self, n) for n in names if getattr(self, n)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker needs to know."""
+
+    config: Config
+    settings: dict[str, Any]
+    claim: tables.Claim
+    detector: "Detector"
+    source: "Source"
+    train: pa.Table
+    val: pa.Table
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains what is not trained yet and returns the job's summary. Needs Ray only if there are workers.
+
+    Raises:
+        UserError: no tables or crops, too few faces of a class, weights that do not fit, a detector made with other
+            settings, CUDA asked for and absent, out of memory; where it can be known, before any work.
+    """
+    from raydistal.detector import checkpoint, zoo
+
+    began = time.monotonic()
+    _check_device(config.compute)
+    out = storage.absolute(config.out)
+    videos = _videos(config)
+    examples = _examples(config, videos)
+    detector = zoo.create(config.architecture, config.weights, config.seed, config.input_px)
+    settings = result_settings(config, examples, detector)
+    with tables.sole_writer(out) as claim:
+        if checkpoint.exists(out):
+            about = checkpoint.load(out)[1]
+            tables.refuse_other_config(out, checkpoint.INFO, about["settings"], settings)
+            return _summary(out, about, began)
+        job = _job(config, settings, claim, detector, examples)
+        (_in_workers if config.compute.num_workers else _here)(job)
+        about = _finish(job, videos)
+        storage.delete(storage.join(out, CHECKPOINT))
+    return _summary(out, about, began)
+
+
+def _check_device(compute: Compute) -> None:
+    import torch
+
+    if compute.device == "cuda" and not compute.num_workers and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here. Use --device cpu, or --num-workers on a cluster with GPUs.")
+
+
+def _videos(config: Config) -> pa.Table:
+    """video_id, label, method, group_id, split (train or val) and dataset of the videos to use."""
+    columns = ["video_id", "dataset", "label", "method", "group_id", "split"]
+    all_ = tables.read_table(storage.join(config.data, "videos"), "index", columns)
+    train = tables.read_table(config.manifest, "select", columns) if config.manifest else all_
+    train, val = (table.filter(pc.equal(table["split"], split)) for table, split in ((train, "train"), (all_, "val")))
+    videos = pa.concat_tables([train, val]).filter(pc.field("label").is_valid())
+    shared = set(train["group_id"].to_pylist()) & set(val["group_id"].to_pylist())
+    if shared:
+        raise UserError(
+            f"{len(shared)} groups are in both train and val, such as {min(shared)}: the detector would be measured on "
+            "people it learnt from. Make the splits with raydistal index, or mend the manifest."
+        )
+    return videos.combine_chunks()
+
+
+def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
+    """The faces of each split."""
+    from raydistal.detector.examples import choose, list_examples
+
+    faces = storage.join(config.data, "faces")
+    info = tables.read_info(faces)
+    if not info:
+        raise UserError(
+            f"the faces table of {config.data} is missing or unfinished. Run: raydistal extract --out {config.data}"
+        )
+    if info["config"]["crops"] == "none":
+        raise UserError(f"{faces} keeps no crops. Run: raydistal extract --crops png with another --out")
+    found = list_examples(faces, tables.part_names(faces), videos)
+    split = pc.take(videos["split"], pc.index_in(found["video_id"], value_set=videos["video_id"]))
+    train, val = (found.filter(pc.equal(split, name)) for name in ("train", "val"))
+    train = choose(train, config.limits, config.seed)
+    counts = tables.count_values(train["label"])
+    if not counts.get("0") or not counts.get("1"):
+        raise UserError(
+            f"no faces of one class to learn from: {counts.get('0', 0)} real, {counts.get('1', 0)} fake in split train"
+            f"{' of ' + config.manifest if config.manifest else ''}. Look at raydistal report --out {config.data}."
+        )
+    if len(train) < 2 * max(1, config.compute.num_workers):
+        raise UserError(f"{len(train)} faces are too few for {config.compute.num_workers} workers")
+    if len(set(val["label"].to_pylist())) < 2:
+        print("raydistal: no val faces of both classes: the last epoch is kept, the threshold is 0.5", file=sys.stderr)
+        val = val[:0]
+    return {"train": train, "val": val}
+
+
+def result_settings(config: Config, examples: dict[str, pa.Table], detector: "Detector") -> dict[str, Any]:
+    """What a detector is taught. Where that happens may change on the way: only rounding and batch norm notice."""
+    from raydistal.detector.examples import fingerprint
+    from raydistal.features.backbones import state_digest
+
+    return {
+        "architecture": config.architecture,
+        "input_px": detector.input_px,
+        "weights_digest": state_digest(detector.state_dict()),
+        **dataclasses.asdict(config.full_recipe()),
+        "robust": config.robust,
+        "seed": config.seed,
+        "train_faces": fingerprint(examples["train"]),
+        "val_faces": fingerprint(examples["val"]),
+    }
+
+
+def _job(
+    config: Config, settings: dict[str, Any], claim: tables.Claim, detector: "Detector", examples: dict[str, pa.Table]
+) -> Job:
+    from raydistal.detector.examples import Source
+
+    faces = storage.absolute(storage.join(config.data, "faces"))
+    source = Source(
+        location=faces,
+        parts=tables.part_names(faces),
+        size_px=detector.input_px,
+        seed=config.seed,
+        augments=config.full_recipe().augment or config.robust,
+        robust=config.robust,
+    )
+    return Job(config=config, settings=settings, claim=claim, detector=detector, source=source, **examples)
+
+
+def _go_on(job: Job) -> dict[str, Any] | None:
+    """The state after the last finished epoch; None before the first.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    from raydistal.detector.training import read_state
+
+    try:
+        content = storage.read_bytes(storage.join(job.claim.location, CHECKPOINT))
+    except FileNotFoundError:
+        return None
+    state = read_state(content)
+    tables.refuse_other_config(job.claim.location, CHECKPOINT, state["settings"], job.settings)
+    return state
+
+
+def work(job: Job, feed: Feed, tell: Tell, device: str) -> None:
+    """Trains to the end, from the last finished epoch on. One process of one or several, each with its share."""
+    import torch
+
+    from raydistal.detector.examples import plain_shares, rebatch, shuffled_shares
+    from raydistal.detector.training import Training
+
+    config, recipe = job.config, job.config.full_recipe()
+    num_workers = max(1, config.compute.num_workers)
+    part_N = job.train["part"].to_numpy()
+    batch_size = recipe.batch_size // num_workers
+    num_batches = -(-(len(part_N) // num_workers) // batch_size)
+    detector = copy.deepcopy(job.detector)  # what Ray hands over cannot be written to
+    training = Training(detector, recipe, num_batches, device, config.compute.faces_at_once, config.seed)
+    state = _go_on(job)
+    if state:
+        training.restore(state)
+    while not training.is_finished:
+        began = time.monotonic()
+        windows = shuffled_shares(part_N, num_workers, config.seed, training.epoch)[training.rank]
+        chunks = feed("train", windows, training.epoch)
+        fitted = training.fit(_told(rebatch(chunks, batch_size, min_last=2), tell, training))
+        windows = plain_shares(len(job.val), num_workers)[training.rank]
+        measured = training.measure(rebatch(feed("val", windows, None), batch_size))
+        spent = {"seconds": time.monotonic() - began, "num_workers": num_workers}
+        training.finish_epoch(fitted | spent, *measured)
+        if training.rank == 0:
+            job.claim.check()
+            location = storage.join(job.claim.location, CHECKPOINT)
+            storage.write_bytes(location, training.state({"settings": job.settings, "device": _device_name(device)}))
+            tell(0, _note(training.history[-1]))
+        if training.world_size > 1:
+            torch.distributed.barrier()  # an epoch is finished when its checkpoint is there
+
+
+def _told(batches: Iterator["Batch"], tell: Tell, training: "Training") -> Iterator["Batch"]:
+    for batch in batches:
+        yield batch
+        if training.rank == 0:  # all processes are in step
+            tell(training.world_size * len(batch.label_N), "")
+
+
+def _note(row: dict[str, Any]) -> str:
+    val = "" if row["val_loss"] is None else f", val {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}"
+    return f"epoch {row['epoch'] + 1}: loss {row['train_loss']:.3f}{val}"
+
+
+def _progress(job: Job) -> Progress:
+    state = _go_on(job)
+    num_left = job.config.full_recipe().epochs - (state["epoch"] if state else 0)
+    return Progress("train", max(0, num_left) * len(job.train), unit="faces")
+
+
+def _here(job: Job) -> None:
+    import torch
+
+    from raydistal.detector.examples import load_window
+
+    device = job.config.compute.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads, _progress(job) as progress:
+
+        def feed(split: Split, windows: list["Ints"], epoch: int | None) -> Iterator["Batch"]:
+            for window in windows:
+                yield from load_window(job.source, getattr(job, split), window, epoch, threads)
+
+        work(job, lambda *given: _ahead(feed(*given)), progress.advance, device)
+
+
+def _ahead(chunks: Iterator["Batch"]) -> Iterator["Batch"]:
+    """The same, loaded by a thread while the network works."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = deque(thread.submit(next, chunks, None) for _ in range(CHUNKS_AHEAD))
+        while (chunk := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, chunks, None))
+            yield chunk
+
+
+def _in_workers(job: Job) -> None:
+    """Ray Train starts the workers, again when some are lost; what they tell comes through an actor."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    compute, resources = job.config.compute, ray.cluster_resources()
+    use_gpu = compute.device == "cuda" or (compute.device == "auto" and resources.get("GPU", 0) > 0)
+    needed = {"GPU": compute.num_workers} if use_gpu else {"CPU": CPUS_PER_TASK * (compute.num_workers + 1)}
+    for name, num in needed.items():
+        if num > resources.get(name, 0):
+            print(
+                f"train: needs {num:g} {name}s, the cluster has {resources.get(name, 0):g}: waiting for it to grow. "
+                "Lower --num-workers if it cannot.",
+                file=sys.stderr,
+            )
+    filesystem, path = storage.resolve(job.claim.location)
+    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))  # what Ray knows of a killed run misleads it
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": ray.put(job), "board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": CPUS_PER_TASK} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the board ends what is hopeless
+        ),
+    )
+    stop = threading.Event()
+    with _progress(job) as progress:
+
+        def watch() -> None:
+            is_last = False
+            while not is_last:
+                is_last = stop.wait(1.0)
+                for num, note in ray.get(board.take.remote()):
+                    progress.advance(num, note)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            trainer.fit()
+        finally:
+            stop.set()
+            watcher.join()
+    if trouble := ray.get(board.trouble.remote()):
+        raise trouble
+    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))
+
+
+class Board:
+    """Actor: what the workers tell the driver, and why they should not go on."""
+
+    def __init__(self) -> None:
+        self._told: list[tuple[int, str]] = []
+        self._trouble: Exception | None = None
+        self._starts: dict[int, int] = {}
+
+    def begin(self, epoch: int) -> None:
+        """A start after `epoch` finished epochs. Notes trouble when there were too many without another."""
+        self._starts[epoch] = self._starts.get(epoch, 0) + 1
+        if self._starts[epoch] > ATTEMPTS and self._trouble is None:
+            self._trouble = RuntimeError(f"the workers died {ATTEMPTS} times in epoch {epoch}. See the logs of Ray.")
+
+    def tell(self, num: int, note: str) -> None:
+        """As `Tell`."""
+        self._told.append((num, note))
+
+    def take(self) -> list[tuple[int, str]]:
+        """What was told since the last call."""
+        told, self._told = self._told, []
+        return told
+
+    def stop(self, trouble: Exception) -> None:
+        """Another try would end the same way."""
+        self._trouble = trouble
+
+    def trouble(self) -> Exception | None:
+        """Why the workers should end, if they should."""
+        return self._trouble
+
+
+def _worker(given: dict[str, Any]) -> None:
+    """One process of Ray Train."""
+    import ray
+    import ray.data
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    context, board, job = ray.train.get_context(), given["board"], ray.get(given["job"])
+    if context.get_world_rank() == 0:
+        state = _go_on(job)
+        ray.get(board.begin.remote(state["epoch"] if state else 0))
+    torch.distributed.barrier()
+    if ray.get(board.trouble.remote()):
+        return  # an exception would make Ray start all workers again
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    options = ray.data.DataContext.get_current()
+    options.execution_options.preserve_order = True  # the order of the faces decides the result
+    options.enable_progress_bars = False
+    try:
+        feed = partial(_feed, job=given["job"])
+        work(job, feed, lambda *told: board.tell.remote(*told), ray.train.torch.get_device().type)
+    except UserError as error:
+        ray.get(board.stop.remote(error))
+        raise
+
+
+def _feed(split: Split, windows: list["Ints"], epoch: int | None, job: "ray.ObjectRef[Job]") -> Iterator["Batch"]:
+    """Loaded by Ray Data on all nodes."""
+    import ray.data
+
+    from raydistal.detector.examples import Batch
+
+    if not windows:
+        return
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # as in extract
+    rows = ray.data.from_items([{"window": window} for window in windows], override_num_blocks=len(windows))
+    load = partial(_load, split=split, epoch=epoch, job=job)
+    dataset = rows.map_batches(load, batch_size=1, num_cpus=CPUS_PER_TASK, max_retries=ATTEMPTS)
+    for chunk in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=CHUNKS_AHEAD):
+        yield Batch(**chunk)
+
+
+def _load(rows: dict[str, Any], split: Split, epoch: int | None, job: "ray.ObjectRef[Job]") -> Iterator[dict[str, Any]]:
+    import ray
+
+    from raydistal.detector.examples import load_window
+
+    known = ray.get(job)
+    for window in rows["window"]:
+        for chunk in load_window(known.source, getattr(known, split), window, epoch):
+            yield chunk._asdict()
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
+    """Writes the detector directory from the best epoch; returns what detector.json says."""
+    from raydistal.detector import checkpoint
+    from raydistal.report import training as report
+
+    config, recipe, out = job.config, job.config.full_recipe(), job.claim.location
+    state = _go_on(job)
+    assert state is not None
+    history, best = state["history"], state["best"]
+    job.detector.load_state_dict(best["weights"])
+    used = pa.concat_tables([job.train, job.val])["video_id"]
+    videos = videos.filter(pc.is_in(videos["video_id"], pc.unique(used)))
+    datasets = sorted(set(videos["dataset"].to_pylist()))
+    worker_seconds = sum(row["seconds"] * row["num_workers"] for row in history)
+    about = {
+        "technique": "train",
+        "weights": config.weights,
+        "recipe": {"name": config.recipe, **dataclasses.asdict(recipe)},
+        "settings": job.settings,
+        "data": {
+            "location": storage.absolute(config.data),
+            "manifest": config.manifest,
+            "dataset": datasets,
+            "synthetic": SYNTHETIC in datasets,
+            "fingerprint": job.settings["train_faces"],
+            "num_videos": {"train": 0, "val": 0} | tables.count_values(videos["split"]),
+            "num_faces": {split: _by_class(getattr(job, split)) for split in ("train", "val")},
+        },
+        "cost": {
+            "images": sum(row["images"] for row in history),
+            "seconds": sum(row["seconds"] for row in history),
+            "gpu_seconds": 0.0 if state["device"] == "cpu" else worker_seconds,
+            "device": state["device"],
+            "num_workers": history[-1]["num_workers"],
+        },
+        "history": history,
+        "best_epoch": best["epoch"],
+        "threshold": _thresholds(job.val, best["val_logit"].numpy()),
+    }
+    trained_on = schemas.conform(videos, schemas.TRAINED_ON)
+    tables.write_table(storage.join(out, "trained_on"), trained_on, job.settings)
+    about = checkpoint.save(out, job.detector, about | {"versions": tables.versions()})
+    report.write(out)
+    return about
+
+
+def _by_class(examples: pa.Table) -> dict[str, int]:
+    counts = tables.count_values(examples["label"])
+    return {"real": counts.get("0", 0), "fake": counts.get("1", 0)}
+
+
+def _thresholds(val: pa.Table, logit_N: "Floats") -> dict[str, Any]:
+    """The probabilities from which faces and videos are called fake: those that divide val best, or 0.5 without val."""
+    from raydistal.detector.metrics import choose_threshold
+
+    if not len(val):
+        return {"video": 0.5, "frame": 0.5, "from": "default"}
+    frames = val.select(["video_id", "label"]).append_column("probability", pa.array(1 / (1 + np.exp(-logit_N))))
+    by_video = frames.group_by(["video_id", "label"]).aggregate([("probability", "mean")])
+    video, frame = (
+        choose_threshold(table["label"].to_numpy(), table[name].to_numpy())
+        for table, name in ((by_video, "probability_mean"), (frames, "probability"))
+    )
+    return {"video": video, "frame": frame, "from": "val"}
+
+
+def _summary(out: str, about: dict[str, Any], began: float) -> dict[str, Any]:
+    best = about["history"][about["best_epoch"]]
+    faces = about["data"]["num_faces"]["train"]
+    return {
+        "detector": out,
+        "epochs": len(about["history"]),
+        "best_epoch": about["best_epoch"],
+        **{name: best[name] for name in ("val_loss", "val_accuracy", "val_auc")},
+        "faces": sum(faces.values()),
+        "device": about["cost"]["device"],
+        "seconds": round(time.monotonic() - began, 1),
+        "report": storage.join(out, "report", "index.html"),
+    }
