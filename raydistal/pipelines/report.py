@@ -27,13 +27,9 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: there is no `videos` table.
     """
-    from raydistal.report import contents, page
+    from raydistal.report import contents, distillation, page
 
     found = contents.read(storage.absolute(config.out), config.num_faces)
-    pictures = page.draw(found)
-    folder = storage.join(config.out, "report")
-    for picture in pictures:
-        storage.write_bytes(storage.join(folder, f"{picture.name}.png"), picture.light)
-    path = storage.join(folder, "index.html")
-    storage.write_bytes(path, page.render(found, pictures).encode())
+    pictures = distillation.draw(found)
+    path = page.write(config.out, "distillation.html.j2", pictures, **distillation.values(found))
     return {"report": path, "figures": len(pictures), "tables": list(found.infos)}

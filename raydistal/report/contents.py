@@ -4,6 +4,7 @@ Tables of a whole DFDC go through: memory grows with the number of videos, not w
 """
 
 import math
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ FACES = pa.schema(
         ("part", pa.string()),  # the file that holds the row
     ]
 )
+CARD = ("video_id", "frame_index", "label", "probability", "uncertainty")
 THUMBNAIL_PX = 192  # shown at half of that: sharp on a dense display
 JPEG_QUALITY = 88
 
@@ -48,7 +50,12 @@ class Face:
     frame_index: int
     label: int
     probability: float | None
-    uncertainty: float
+    uncertainty: float | None
+    uri: str
+    name: str
+    """Of the file."""
+    method: str
+    """Empty when real or unknown."""
     thumbnail: bytes | None
     """JPEG; null if the crop was not kept."""
 
@@ -94,19 +101,45 @@ def read(location: str, num_faces: int) -> Contents:
         listed = infos.get("representative", {}).get("least_uncertain", [])
         least = _scores(place["uncertainty"], [(item["video_id"], item["frame_index"]) for item in listed])
         least = pa.concat_tables([least.filter(pc.equal(least["label"], label))[: num_faces // 2] for label in (0, 1)])
+    videos = tables.read_table(place["videos"], "index", schemas.VIDEOS.names)
     crops = _read_crops(place["faces"], faces, [*_frames(most), *_frames(least)])
     return Contents(
         location=location,
         infos=infos,
-        videos=tables.read_table(place["videos"], "index", schemas.VIDEOS.names),
+        videos=videos,
         faces=faces,
         representative=representative,
         ranking=table("ranking", schemas.RANKING).sort_by("rank"),
         distilled=table("distilled", schemas.DISTILLED),
         coverage=table("coverage", schemas.COVERAGE),
-        most_uncertain=_cards(most, crops),
-        least_uncertain=_cards(least, crops),
+        most_uncertain=_cards(most, videos, crops),
+        least_uncertain=_cards(least, videos, crops),
     )
+
+
+def read_cards(location: str, frames: list[dict[str, Any]]) -> list[Face]:
+    """Cards of some faces of the run folder `location`, each given as what `CARD` names.
+
+    Raises:
+        UserError: the run's tables are not there.
+    """
+    table = pa.Table.from_pylist(frames, pa.schema([schemas.REPRESENTATIVE.field(name) for name in CARD]))
+    of_videos = pads.field("video_id").isin(table["video_id"].to_pylist())
+    faces = tables.open_table(storage.join(location, "faces"), "extract")
+    parts = faces.to_table(columns=["video_id", "__filename"], filter=of_videos).rename_columns(["video_id", "part"])
+    videos = tables.open_table(storage.join(location, "videos"), "index").to_table(filter=of_videos)
+    return _cards(table, videos, _read_crops(storage.join(location, "faces"), parts, _frames(table)))
+
+
+def rows_by_id(table: pa.Table, video_ids: list[str]) -> dict[str, dict[str, Any]]:
+    """Rows by video_id, of the videos that are there."""
+    rows = table.filter(pc.is_in(table["video_id"], pa.array(video_ids, pa.string()))).to_pylist()
+    return {row["video_id"]: row for row in rows}
+
+
+def file_name(uri: str | None, video_id: str) -> str:
+    """The last part of the video's URI; its id where there is none."""
+    return posixpath.basename(uri or "") or video_id
 
 
 def _read_faces(location: str) -> pa.Table:
@@ -160,11 +193,15 @@ def _thumbnail(image: bytes) -> bytes | None:
     return bytes(cv2.imencode(".jpg", small_HWC, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1])
 
 
-def _cards(frames: pa.Table, thumbnails: dict[Frame, bytes]) -> list[Face]:
-    names = ["video_id", "frame_index", "label", "probability", "uncertainty"]
+def _cards(frames: pa.Table, videos: pa.Table, thumbnails: dict[Frame, bytes]) -> list[Face]:
+    """One card per row of `frames`, which has the columns of `CARD`."""
+    found = rows_by_id(videos, frames["video_id"].to_pylist())
     cards = []
-    for row in frames.select(names).to_pylist():
+    for row in frames.select(CARD).to_pylist():
         if row["probability"] is not None and math.isnan(row["probability"]):  # random, k_center: no probe
             row["probability"] = None
-        cards.append(Face(**row, thumbnail=thumbnails.get((row["video_id"], row["frame_index"]))))
+        video = found.get(row["video_id"], {})
+        uri, method = video.get("uri", ""), video.get("method") or ""
+        thumbnail = thumbnails.get((row["video_id"], row["frame_index"]))
+        cards.append(Face(**row, uri=uri, name=file_name(uri, row["video_id"]), method=method, thumbnail=thumbnail))
     return cards

@@ -1,9 +1,9 @@
-"""The figures of a report, as PNG. K videos in the order of the ranking; B bins of a histogram."""
+"""The figures of a report, as PNG. K videos in the order of the ranking; B bins of a histogram; G groups of bars."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,12 @@ DARK = Theme("#0e1318", "#161d24", "#e3e9ef", "#9aa8b6", "#2b3642", "#8cb4e8", "
 WIDE_IN, NARROW_IN = 10.6, 4.0  # at 96 px per inch: the widths of the page's column on a desk and on a phone
 DPI = 192
 MAX_STRIP_COLUMNS = 600
+MAX_NAME = (34, 20)  # characters of a name in a wide and in a narrow figure
+# Lines and bars are told apart by colour and by one more thing; the numbers of these share no factor.
+SERIES_COLOURS = ("accent", "fake", "real", "muted")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.2)))
+MARKERS = ("o", "^", "s", "D", "v")
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx")
 
 Draw = Callable[[Theme, float], "Figure"]
 
@@ -52,6 +58,44 @@ class Picture:
     dark: bytes
     light_narrow: bytes
     dark_narrow: bytes
+
+
+Values = Sequence[float | None]  # None where there is no value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve. With `low` and `high`, each point has an error bar."""
+
+    name: str
+    x: Sequence[float]
+    y: Values
+    low: Values = ()
+    high: Values = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Axes with lines on them. `unit_square`: both axes go from 0 to 1, with the diagonal drawn."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    lines: Sequence[Line]
+    ylim: tuple[float, float] | None = None
+    is_log_x: bool = False
+    unit_square: bool = False
+    mark: tuple[float, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """The bars of one series, one per group, with error bars where `low` and `high` are given."""
+
+    name: str
+    value_G: Values
+    low_G: Values = ()
+    high_G: Values = ()
 
 
 def picture(name: str, alt: str, draw: Draw) -> Picture:
@@ -120,6 +164,155 @@ def uncertainty(
             selected.set_clip_path(axes.axvspan(threshold, edges[-1], visible=False))
             _mark(axes, theme, threshold, f"selected from {threshold:.3g}")
     return figure
+
+
+def curves(theme: Theme, width_in: float, *, panels: Sequence[Panel]) -> "Figure":
+    """Panels of lines; a line of the same name looks the same on all of them, and is named once, below."""
+    is_wide = width_in >= WIDE_IN
+    rows, columns = (1, len(panels)) if is_wide else (len(panels), 1)
+    height_in = 0.45 + (3.9 if any(panel.unit_square for panel in panels) else 2.9) * (rows if not is_wide else 1)
+    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
+    figure = _figure(theme, width_in, height_in)
+    for panel, axes in zip(panels, figure.subplots(rows, columns, squeeze=False).flat, strict=True):
+        _style(axes, theme, title=_text(panel.title, width_in), xlabel=panel.xlabel, ylabel=panel.ylabel)
+        if panel.unit_square:
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=":")
+        for line in panel.lines:
+            _draw_line(axes, theme, line, names.index(line.name), panel.is_log_x)
+        if panel.is_log_x:
+            _log_axis(axes, sorted({x for line in panel.lines for x in line.x}))
+        elif not panel.unit_square:
+            axes.locator_params(axis="x", integer=True)
+        if panel.ylim:
+            axes.set_ylim(*panel.ylim)
+        if panel.mark:
+            _mark(axes, theme, *panel.mark)
+    _legend(figure, theme, names, [_look(theme, number) | {"markersize": 5} for number in range(len(names))])
+    return figure
+
+
+def grouped_bars(
+    theme: Theme,
+    width_in: float,
+    *,
+    groups: Sequence[str],
+    bars: Sequence[Bars],
+    xlabel: str,
+    line: tuple[float, str] | None = None,
+) -> "Figure":
+    """Shares (0 to 1) as bars from 0 to 100 %, side by side within each group; `line` is a value to hold them against.
+
+    They lie on their side, so that names of any length and any number of bars find room on a phone.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    is_there_SG = np.array([[value is not None for value in series.value_G] for series in bars])
+    num_bars = max(1, is_there_SG.sum(axis=0).max(initial=0))
+    thickness = 0.8 / num_bars
+    figure = _figure(theme, width_in, 1.2 + len(groups) * max(0.38, 0.19 * num_bars))
+    axes = figure.subplots()
+    _style(axes, theme, xlabel=xlabel)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=theme.line, linewidth=0.8)
+    place_SG = (np.cumsum(is_there_SG, axis=0) - 1) - (is_there_SG.sum(axis=0) - 1) / 2  # no gap where one is missing
+    for number, series in enumerate(bars):
+        value_G = np.array(series.value_G, float)
+        y_G = np.arange(len(groups)) + place_SG[number] * thickness
+        axes.barh(y_G, value_G, 0.92 * thickness, **_fill(theme, number))
+        if series.low_G and series.high_G:
+            reach_2G = np.abs(np.array([series.low_G, series.high_G], float) - value_G)
+            for colour, linewidth in ((theme.panel, 2.4), (theme.ink, 1.2)):  # seen on the bar and beside it
+                axes.errorbar(
+                    value_G, y_G, xerr=reach_2G, fmt="none", ecolor=colour, elinewidth=linewidth, capsize=linewidth
+                )
+    axes.set(xlim=(0, 1.04), ylim=(len(groups) - 0.5, -0.5))
+    axes.set_yticks(range(len(groups)), [_text(group, width_in) for group in groups], color=theme.ink)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    if line:
+        axes.set_ylim(len(groups) - 0.5, -0.9)
+        _mark(axes, theme, *line)
+    _legend(figure, theme, [series.name for series in bars], [_fill(theme, number) for number in range(len(bars))])
+    return figure
+
+
+def _draw_line(axes: "Axes", theme: Theme, line: Line, number: int, is_log_x: bool) -> None:
+    look = _look(theme, number)
+    x_N, y_N = np.array(line.x, float), np.array(line.y, float)
+    if line.low and is_log_x:
+        x_N *= 1.03**number  # beside those of other lines, not on them
+    every = max(1, -(-len(x_N) // 12))
+    axes.plot(x_N, y_N, **look, markersize=4, markevery=(number % every, every), clip_on=False, zorder=3)
+    if line.low and line.high:
+        reach_2N = np.abs(np.array([line.low, line.high], float) - y_N)
+        axes.errorbar(x_N, y_N, yerr=reach_2N, fmt="none", ecolor=look["color"], elinewidth=1.2, capsize=3)
+
+
+def _log_axis(axes: "Axes", values: list[float]) -> None:
+    """A logarithmic x axis with a tick at each of these values that has room."""
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    ticks = values[:1]
+    for value in values[1:]:
+        if value > 1.6 * ticks[-1]:
+            ticks.append(value)
+    axes.set_xticks(ticks, [f"{value:,.0f}" for value in ticks])
+
+
+def _look(theme: Theme, number: int) -> dict[str, Any]:
+    """How the line of a series is drawn."""
+    return {
+        "color": getattr(theme, SERIES_COLOURS[number % len(SERIES_COLOURS)]),
+        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linewidth": 1.6,
+    }
+
+
+def _fill(theme: Theme, number: int) -> dict[str, Any]:
+    """How the bars of a series are filled."""
+    return {
+        "facecolor": getattr(theme, SERIES_COLOURS[number % len(SERIES_COLOURS)]),
+        "edgecolor": theme.panel,  # of the hatching
+        "hatch": HATCHES[number % len(HATCHES)],
+        "linewidth": 0,
+    }
+
+
+def _legend(figure: "Figure", theme: Theme, names: Sequence[str], looks: list[dict[str, Any]]) -> None:
+    """The series below the figure, in as many columns as fit; nothing if there is one only."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    if len(names) < 2:
+        return
+    handles = [Patch(**look) if "hatch" in look else Line2D([], [], **look) for look in looks]
+    width_in = figure.get_figwidth()
+    texts = [_text(name, width_in) for name in names]
+    columns = max(1, int(width_in / (0.7 + 0.075 * max(map(len, texts)))))
+    figure.legend(
+        handles,
+        texts,
+        loc="outside lower left",
+        ncols=min(columns, len(names)),
+        fontsize=9,
+        labelcolor=theme.ink,
+        frameon=False,
+        handlelength=2.6,
+        borderpad=0.2,
+    )
+
+
+def _text(name: str, width_in: float) -> str:
+    """A name that others chose, as text: no formula, nothing invisible, not too long, no underscore that hides it."""
+    longest = MAX_NAME[0 if width_in >= WIDE_IN else 1]
+    lines = []
+    for line in name.split("\n"):
+        shown = "".join(char if char.isprintable() else "?" for char in line)
+        if len(shown) > longest:  # names that differ at the end only, by a seed, still do
+            shown = f"{shown[: longest // 2]}…{shown[1 + longest // 2 - longest :]}"
+        lines.append(("\u200a" if shown.startswith("_") else "") + shown.replace("$", r"\$"))
+    return "\n".join(lines)
 
 
 def _figure(theme: Theme, width_in: float, height_in: float) -> "Figure":

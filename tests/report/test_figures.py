@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from raydistal.report import figures
-from raydistal.report.figures import DARK, LIGHT, NARROW_IN, WIDE_IN
+from raydistal.report.figures import DARK, LIGHT, NARROW_IN, WIDE_IN, Bars, Line, Panel
 
 COUNT_K = np.array([7, 5, 5, 2, 0, 0])
 LABEL_K = np.array([1, 0, 1, 1, 0, 1])
@@ -104,6 +104,76 @@ def test_a_class_without_videos_or_faces_is_an_empty_panel():
     assert len(bars(fake)) == 2
     counts = {"real": [0, 0], "fake": [1, 2]}
     figures._png(figures.uncertainty(LIGHT, WIDE_IN, edges=[0.0, 0.5, 1.0], counts=counts, thresholds=[None, 0.0]))
+
+
+def test_lines_differ_by_more_than_colour_and_look_the_same_on_all_panels():
+    def line(name):
+        return Line(name=name, x=[0.0, 0.5, 1.0], y=[0.0, None, 1.0])
+
+    names = [f"detector {number}" for number in range(8)]
+    panels = [
+        Panel(title="ROC", xlabel="x", ylabel="y", lines=[line(name) for name in names], unit_square=True),
+        Panel(title="", xlabel="x", ylabel="y", lines=[line(names[7]), line(names[2])], mark=(0.5, "here")),
+    ]
+    figure = figures.curves(LIGHT, WIDE_IN, panels=panels)
+    roc, other = figure.axes
+    diagonal, *curves = roc.lines
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert curves[3].get_xydata()[[0, 2]].tolist() == [[0, 0], [1, 1]]
+    assert np.isnan(curves[3].get_ydata()[1])
+    looks = [(one.get_color(), one.get_marker()) for one in curves]
+    assert [(one.get_color(), one.get_marker()) for one in other.lines[:2]] == [looks[7], looks[2]]
+    dashes_and_markers = [(look["linestyle"], look["marker"]) for look in (figures._look(LIGHT, n) for n in range(8))]
+    assert len(set(looks)) == len(set(dashes_and_markers)) == 8
+    assert texts(other) == ["here"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+
+
+def test_error_bars_and_a_logarithmic_axis():
+    line = Line(name="a", x=[100, 120, 1000], y=[0.5, 0.6, 0.8], low=[0.4, None, 0.7], high=[0.7, None, 0.85])
+    panel = Panel(title="", xlabel="faces", ylabel="accuracy", lines=[line], is_log_x=True)
+    (axes,) = figures.curves(DARK, NARROW_IN, panels=[panel]).axes
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["100", "1,000"]  # no room for 120
+    reach = [segment[:, 1].tolist() for segment in axes.collections[0].get_segments() if len(segment)]
+    assert reach == [pytest.approx([0.4, 0.7]), pytest.approx([0.7, 0.85])]
+
+
+def test_bars_of_a_group_stand_together():
+    bars = [
+        Bars(name="full", value_G=[0.9, None]),
+        Bars(name="b", value_G=[None, 0.7]),
+        Bars(name="c", value_G=[None, 0.6]),
+    ]
+    figure = figures.grouped_bars(LIGHT, WIDE_IN, groups=["g", "h"], bars=bars, xlabel="accuracy", line=(0.5, "chance"))
+    (axes,) = figure.axes
+    drawn = [(bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in axes.patches if bar.get_width() > 0]
+    assert drawn == [(0.9, pytest.approx(0)), (0.7, pytest.approx(0.8)), (0.6, pytest.approx(1.2))]
+    assert len({bar.get_hatch() for bar in axes.patches}) == 3
+    assert texts(axes) == ["chance"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["g", "h"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the font has no Chinese
+@pytest.mark.parametrize("name", [r"$\frac{", "$x^{2}$", "_hidden", "\u202egpj", "a" * 99, "日本", "a\\$b$"])
+def test_hostile_names_are_drawn_as_they_are(name):
+    lines = [Line(name=each, x=[0.0, 1.0], y=[0.0, 1.0]) for each in (name, "other")]
+    figure = figures.curves(LIGHT, NARROW_IN, panels=[Panel(title=name, xlabel="", ylabel="", lines=lines)])
+    figures._png(figure)
+    (legend,) = figure.legends
+    shown, _ = legend.get_texts()
+    assert not shown.get_window_extent().width > figures.NARROW_IN * figures.DPI
+    assert len(legend.get_texts()) == 2
+    bars = [Bars(name=name, value_G=[0.5]), Bars(name="other", value_G=[0.5])]
+    figures._png(figures.grouped_bars(LIGHT, NARROW_IN, groups=[name], bars=bars, xlabel=""))
+
+
+def test_names_in_figures():
+    assert figures._text("$x^{2}$", WIDE_IN) == r"\$x^{2}\$"
+    assert figures._text("_a\u202e\nb", WIDE_IN) == "\u200a_a?\nb"
+    assert figures._text("a" * 30, WIDE_IN) == "a" * 30
+    assert figures._text("a" * 15 + "b" * 15, NARROW_IN) == "a" * 10 + "…" + "b" * 9
 
 
 def test_picture_is_drawn_for_bright_and_dark_wide_and_narrow():
