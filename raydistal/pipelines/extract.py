@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from raydistal import storage, tables
 from raydistal.errors import DecodeError, UserError, VideoError
 from raydistal.faces import crop, look
+from raydistal.pipelines.streaming import bound_queues
 from raydistal.progress import Progress
 from raydistal.schemas import conform, faces_schema, list_column
 from raydistal.video.sampling import Sampling
@@ -171,11 +172,7 @@ def _stream(
     import ray
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    # With its reservations, Ray Data lets two CPUs decode one video at a time; without them it lets decoded crops pile
-    # up without end. So: no reservations, and a bound of our own.
-    context.op_resource_reservation_enabled = False
-    context.set_config("backpressure_policies.enabled", [_bound_queues()])
+    bound_queues()
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     num_nodes = sum(node["Alive"] for node in ray.nodes())
@@ -210,26 +207,6 @@ def _stream(
         )
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
-
-
-def _bound_queues() -> type:
-    """A Ray Data policy: how far a stage may run ahead of the next one.
-
-    It submits at most two tasks per CPU, and none while its output fills a quarter of the object store, unless the next
-    stage stands still (it may be waiting for a whole batch). Two, not one: unmet demand makes a cluster grow.
-    """
-    from ray.data._internal.execution.backpressure_policy import BackpressurePolicy
-    from ray.data._internal.execution.interfaces import PhysicalOperator
-
-    class BoundQueues(BackpressurePolicy):
-        def can_add_input(self, op: PhysicalOperator) -> bool:
-            limits = self._resource_manager.get_global_limits()  # its object_store_memory is a quarter of the store
-            if op.num_active_tasks() >= 2 * max(1, limits.cpu):
-                return False
-            is_full = self._resource_manager.get_mem_op_outputs(op) >= limits.object_store_memory > 0
-            return not (is_full and any(following.num_active_tasks() for following in op.output_dependencies))
-
-    return BoundQueues
 
 
 def look_stage(videos: pa.Table, config: Config) -> Iterator[pa.Table]:

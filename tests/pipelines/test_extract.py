@@ -10,7 +10,7 @@ from raydistal import storage, tables
 from raydistal.errors import UserError
 from raydistal.faces import look
 from raydistal.features.backbones import FeatureExtractor, load_weights
-from raydistal.pipelines import extract
+from raydistal.pipelines import extract, streaming
 from raydistal.schemas import faces_schema
 
 pytestmark = pytest.mark.ray
@@ -138,7 +138,7 @@ def test_a_stage_does_not_run_far_ahead(active, waiting_bytes, next_active, allo
     )
     following = SimpleNamespace(num_active_tasks=lambda: next_active)
     op = SimpleNamespace(num_active_tasks=lambda: active, output_dependencies=[following])
-    assert extract._bound_queues()(None, None, resources).can_add_input(op) is allowed
+    assert streaming.policy()(None, None, resources).can_add_input(op) is allowed
 
 
 def test_no_manifest(tmp_path):

@@ -1,0 +1,65 @@
+"""From encoded crops to probabilities, the same for evaluating and for detecting.
+
+N crops, S pixels a side.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from raydistal.detector.zoo import Detector
+from raydistal.errors import UserError
+from raydistal.faces import crop
+
+
+def decode_crops(
+    images: Sequence[bytes], sizes_px: Sequence[int]
+) -> tuple[dict[int, npt.NDArray[np.uint8]], list[int]]:
+    """The crops (N, S, S, 3) by each of the sizes, and their places in `images`: what is no image is left out."""
+    found: dict[int, list[crop.Image]] = {size_px: [] for size_px in sizes_px}
+    places = []
+    for place, image in enumerate(images):
+        try:
+            decoded = crop.decode_sizes(image, sizes_px)
+        except ValueError:
+            continue
+        places.append(place)
+        for size_px, crop_HWC in zip(sizes_px, decoded, strict=True):
+            found[size_px].append(crop_HWC)
+    none = {size_px: np.empty((0, size_px, size_px, 3), np.uint8) for size_px in sizes_px}
+    return {size_px: np.stack(crops) if crops else none[size_px] for size_px, crops in found.items()}, places
+
+
+class Scorer:
+    """A detector at work: (N, S, S, 3) crops to (N,) probabilities of fake.
+
+    Args:
+        detector: in evaluation mode; moved to the device.
+        device: "cpu" computes in float32, "cuda" in bfloat16 where it is native, else in float16.
+        batch_size: crops that go through the network together.
+    """
+
+    def __init__(self, detector: Detector, device: str = "cpu", batch_size: int = 64) -> None:
+        self.detector = detector.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device, self.batch_size = device, batch_size
+        self.autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if device == "cuda":
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            self.autocast = torch.autocast("cuda", torch.bfloat16 if has_bf16 else torch.float16)
+
+    @torch.inference_mode()
+    def __call__(self, crops_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Raises UserError when the memory of the device does not suffice; the message says what to lower."""
+        probability_N = np.empty(len(crops_NHWC), np.float32)
+        for start in range(0, len(crops_NHWC), self.batch_size):
+            some = slice(start, start + self.batch_size)
+            try:
+                with self.autocast:
+                    logit_N = self.detector(torch.tensor(crops_NHWC[some]).to(self.device))
+            except torch.OutOfMemoryError as error:
+                raise UserError(f"out of memory with {self.batch_size} faces at once. Lower --batch-size.") from error
+            probability_N[some] = torch.sigmoid(logit_N.double()).cpu().numpy()
+        return probability_N

@@ -1,0 +1,532 @@
+"""detectors, runs -> scores, metrics, report: how good each detector is on a split of each run.
+
+    faces -> decode crops (CPU tasks) -> probabilities by all detectors (actors, GPU if there is one), written there
+          -> scores, a table per detector and run -> metrics at frame and video level -> report
+
+What is in a `scores` table is done: a rerun scores what is missing. Scores do not depend on --aggregate, --no-face or
+--bootstrap: asking for others measures again, without a second look at the faces.
+"""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raydistal import schemas, storage, tables
+from raydistal.errors import UserError
+from raydistal.pipelines.streaming import bound_queues
+from raydistal.progress import Progress
+
+if TYPE_CHECKING:
+    import ray
+
+    from raydistal.detector.zoo import Detector
+
+VIDEOS_PER_READ = 4  # encoded crops in memory; decoded ones leave video by video
+VIDEOS_PER_PART = 16  # what a crash can lose at most, per actor; 512 faces of 299 pixels are 140 MB
+PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
+ATTEMPTS = 4  # as in extract: finite, and more than one lost node takes
+NUM_WORST = 12  # mistakes kept for the report, per detector and run
+NUM_NAMED = 3  # offenders in a message
+SYNTHETIC = "synthetic"  # the dataset that `raydistal demo` draws
+OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that do not touch its crops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Measure detectors on the faces of runs."""
+
+    detectors: tuple[str, ...]
+    """Detector directories, local or s3://..."""
+    data: tuple[str, ...]
+    """Run folders with the tables videos and faces. Every detector is measured on every run."""
+    out: str
+    """Folder to write: OUT/scores, OUT/metrics, OUT/report."""
+    split: str = "test"
+    """Videos to measure on. Refused if a detector knows some of them, or their groups, from its training."""
+    aggregate: Literal["mean", "max", "confident"] = "mean"
+    """How the frames of a video become one probability; confident: as the winner of the DFDC."""
+    no_face: Literal["unsure", "skip"] = "unsure"
+    """Videos without a usable face. unsure: probability 0.5, and an error wherever it is decided; skip: left out."""
+    bootstrap: int = 1000
+    """Resamples of groups, for the 95 % intervals. 0: none."""
+    seed: int = 0
+    """Of the resamples."""
+    num_workers: int = 0
+    """Processes that run the detectors; 0: one per GPU, without GPUs one per node."""
+    batch_size: int = 64
+    """Faces that go through a network together."""
+
+    def __post_init__(self) -> None:
+        if not self.detectors or not self.data:
+            raise UserError("need at least one of --detectors and one of --data")
+        if self.split not in schemas.SPLITS:
+            raise UserError(f"unknown --split {self.split!r}: use one of {', '.join(schemas.SPLITS)}")
+        if min(self.bootstrap, self.seed, self.num_workers) < 0 or self.batch_size < 1:
+            raise UserError("need --bootstrap, --seed and --num-workers of 0 or more, and --batch-size of 1 or more")
+
+
+class Known(NamedTuple):
+    """A detector without its weights."""
+
+    name: str
+    location: str
+    about: dict[str, Any]
+    model_id: str
+
+
+class Data(NamedTuple):
+    """The videos of the split in one run."""
+
+    name: str
+    location: str
+    videos: pa.Table
+    """video_id, dataset, label, method, group_id, and part: the file of `faces` that holds it; sorted by video_id."""
+    faces: dict[str, Any]
+    """`_table.json` of its faces."""
+
+    @property
+    def digest(self) -> str:
+        """Changes with the videos, their labels and their groups."""
+        return _digest(*(self.videos[name].to_pylist() for name in ("video_id", "label", "group_id")))
+
+
+class Scores(NamedTuple):
+    """The table of one detector and one run."""
+
+    detector: Known
+    location: str
+    settings: dict[str, Any]
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Scores what is not scored yet, on the connected Ray cluster; measures; returns the job's summary.
+
+    Raises:
+        UserError: no such detector, no crops, unfinished faces, an empty split or one of a single class, a detector
+            that was trained on what it is to be tested on, scores made with other settings, another writer.
+    """
+    from raydistal.report import evaluation
+
+    began = time.monotonic()
+    detectors, datasets = _inputs(config)
+    out = storage.absolute(config.out)
+    with tables.sole_writer(out) as claim:
+        for data in datasets:
+            _score(config, data, _scores(config, detectors, data), claim)
+        claim.check()
+        _measure(config, detectors, datasets)
+        page = evaluation.write(out)
+    return {"results": _results(out), "seconds": round(time.monotonic() - began, 1), "report": page}
+
+
+def is_scored(config: Config) -> bool:
+    """True if a run would only measure, which needs no cluster. Raises UserError as `run`."""
+    detectors, datasets = _inputs(config)
+    return all(_is_done(data, scores) for data in datasets for scores in _scores(config, detectors, data))
+
+
+def _inputs(config: Config) -> tuple[list[Known], list[Data]]:
+    from raydistal.detector import checkpoint
+
+    if storage.absolute(config.out) in map(storage.absolute, (*config.detectors, *config.data)):
+        raise UserError(f"--out {config.out} is one of the folders to read: its report would be lost. Use another.")
+    detectors = []
+    for location, name in zip(config.detectors, _names("--detectors", config.detectors), strict=True):
+        about = checkpoint.load(location)[1]
+        if lacking := {"threshold", "cost", "data"} - set(about):
+            raise UserError(
+                f"{location} does not say its {' and '.join(sorted(lacking))} in {checkpoint.INFO}: make it by "
+                "raydistal train"
+            )
+        detectors.append(Known(name, storage.absolute(location), about, checkpoint.model_id(about)))
+    datasets = [
+        _data(config, location, name) for location, name in zip(config.data, _names("--data", config.data), strict=True)
+    ]
+    for detector in detectors:
+        for data in datasets:
+            _refuse_leaks(detector, data, config.split)
+    return detectors, datasets
+
+
+def _names(option: str, locations: Sequence[str]) -> list[str]:
+    """The last part of each path, and as much before it as makes them differ."""
+    paths = [storage.resolve(location)[1].strip("/").split("/") for location in locations]
+    if len({tuple(path) for path in paths}) < len(paths):
+        raise UserError(f"{option} names a folder twice: {' '.join(locations)}. Name each once.")
+    lengths = [1] * len(paths)
+    while True:
+        names = ["-".join(path[-length:]) for path, length in zip(paths, lengths, strict=True)]
+        if len(set(names)) == len(names):
+            return names
+        lengths = [length + (names.count(name) > 1) for name, length in zip(names, lengths, strict=True)]
+
+
+def _data(config: Config, location: str, name: str) -> Data:
+    videos = tables.read_table(storage.join(location, "videos"), "index")
+    counts = tables.count_values(videos["split"])
+    videos = videos.filter(pc.and_(pc.equal(videos["split"], config.split), pc.is_valid(videos["label"])))
+    num_real, num_fake = (pc.sum(pc.equal(videos["label"], label)).as_py() or 0 for label in (0, 1))
+    if not num_real or not num_fake:
+        raise UserError(
+            f"split {config.split!r} of {location} has {num_real} real and {num_fake} fake videos; both are needed. "
+            f"Videos per split: {counts}. See --split."
+        )
+    faces = storage.absolute(storage.join(location, "faces"))
+    info = tables.read_info(faces)
+    if not info:
+        raise UserError(
+            f"the faces table of {location} is missing or unfinished. Run: raydistal extract --out {location}"
+        )
+    if info["config"]["crops"] == "none":
+        raise UserError(f"{faces} keeps no crops. Run: raydistal extract --crops png with another --out")
+    part_V = _parts_of(faces, videos["video_id"])
+    if part_V.null_count:
+        raise UserError(
+            f"{part_V.null_count} videos of split {config.split!r} have no row in {faces}. "
+            f"Run: raydistal extract --out {location}"
+        )
+    columns = ["video_id", "dataset", "label", "method", "group_id"]
+    videos = videos.select(columns).append_column("part", part_V).sort_by("video_id").combine_chunks()
+    return Data(name, storage.absolute(location), videos, info)
+
+
+def _parts_of(faces: str, video_id_V: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The name of the part that holds each video; null where there is none."""
+
+    def read(name: str) -> pa.Table:
+        filesystem, path = storage.resolve(storage.join(faces, name))
+        found = pq.read_table(path, columns=["video_id"], filesystem=filesystem)
+        return pa.table({"video_id": found["video_id"], "part": [name] * len(found)})
+
+    with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
+        rows = pa.concat_tables(list(pool.map(read, tables.part_names(faces))))
+    return rows["part"].take(pc.index_in(video_id_V, value_set=rows["video_id"]))
+
+
+def _refuse_leaks(detector: Known, data: Data, split: str) -> None:
+    """A detector is not tested on what it was fitted to, or its epoch and threshold chosen by, nor on their groups."""
+    place = storage.join(detector.location, "trained_on")
+    if not tables.read_info(place):
+        print(f"evaluate: {detector.name} does not tell what it was trained on: leaks go unseen", file=sys.stderr)
+        return
+    learnt = tables.read_table(place, "train")
+    for column, what in (("video_id", "videos"), ("group_id", "groups (people, or sources of fakes)")):
+        shared = pc.unique(data.videos[column].filter(pc.is_in(data.videos[column], learnt[column]))).to_pylist()
+        if shared:
+            used = learnt.filter(pc.is_in(learnt[column], pa.array(shared)))
+            raise UserError(
+                f"{len(shared)} {what} of split {split!r} of {data.location} were used to train or validate "
+                f"{detector.location} (there in split {' and '.join(sorted(set(used['split'].to_pylist())))}), such as "
+                f"{', '.join(sorted(shared)[:NUM_NAMED])}. Its results would mean nothing: choose another --split or "
+                "--data, or train without them."
+            )
+
+
+def _scores(config: Config, detectors: list[Known], data: Data) -> list[Scores]:
+    made = []
+    for detector in detectors:
+        settings = {
+            "model_id": detector.model_id,
+            "input_px": detector.about["input_px"],
+            "faces": data.faces["fingerprint"],
+            "split": config.split,
+        }
+        place = storage.join(storage.absolute(config.out), "scores", f"{detector.name}--{data.name}")
+        made.append(Scores(detector, place, settings))
+    return made
+
+
+def _is_done(data: Data, scores: Scores) -> bool:
+    info = tables.read_info(scores.location)
+    if not info:
+        return False
+    tables.refuse_other_config(scores.location, tables.INFO, info["config"], scores.settings)
+    scored = tables.read_table(scores.location, "evaluate", ["video_id"])["video_id"]
+    is_there = pc.is_in(data.videos["video_id"], scored)
+    return bool(info["faces_counts"] == data.faces["counts"] and pc.all(is_there).as_py())
+
+
+def _score(config: Config, data: Data, tables_: list[Scores], claim: tables.Claim) -> None:
+    """Writes what is missing of the tables of one run; all detectors look at a face when it is decoded once."""
+    pending: list[tuple[Scores, pa.Array]] = []
+    for scores in tables_:
+        if not _is_done(data, scores):
+            storage.delete(storage.join(scores.location, tables.INFO))
+            ledger = tables.read_ledger(scores.location, scores.settings, lambda line: print(line, file=sys.stderr))
+            if tables.drop_failed(scores.location, scores.settings):  # they may have faces by now
+                ledger = ledger.filter(pc.is_in(ledger["status"], pa.array(tables.FINAL)))
+            is_missing = pc.invert(pc.is_in(data.videos["video_id"], ledger["video_id"]))
+            pending.append((scores, data.videos["video_id"].filter(is_missing).combine_chunks()))
+    began = time.monotonic()
+    waiting = pa.concat_arrays([missing for _, missing in pending] or [pa.array([], pa.string())])
+    videos = data.videos.filter(pc.is_in(data.videos["video_id"], waiting))
+    if len(videos):
+        num_faces = 0
+        with Progress(f"evaluate {data.name}", len(videos), unit="videos") as progress:
+            for batch in _stream(config, data, videos, pending, claim):
+                num_faces += int(batch["num_faces"].sum())
+                progress.advance(len(batch["num_faces"]), f"{num_faces} faces")
+    for scores, missing in pending:
+        ledger = tables.read_ledger(scores.location, scores.settings, lambda line: print(line, file=sys.stderr))
+        if not set(missing.to_pylist()) <= set(ledger["video_id"].to_pylist()):
+            raise RuntimeError(f"{scores.location} lacks videos that were scored; run the same command again")
+        claim.check()
+        counts = tables.count_values(ledger["status"])
+        seconds = round(time.monotonic() - began, 1)
+        told = {"num_rows": len(ledger), "num_new": len(missing), "counts": counts, "seconds": seconds}
+        tables.write_info(scores.location, scores.settings, faces_counts=data.faces["counts"], **told)
+
+
+def _stream(
+    config: Config, data: Data, videos: pa.Table, pending: list[tuple[Scores, pa.Array]], claim: tables.Claim
+) -> Iterator[dict[str, npt.NDArray[np.int64]]]:
+    """Runs the stages on `videos`; yields, for each batch written, an array of the column num_faces."""
+    import ray
+    import ray.data
+
+    from raydistal.detector import checkpoint
+
+    bound_queues()
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    pending = [(scores, missing) for scores, missing in pending if len(missing)]
+    detectors = [checkpoint.load(scores.detector.location)[0] for scores, _ in pending]
+    work = ray.put((detectors, pending))  # read once, handed to every actor by the object store
+    sizes_px = sorted({detector.input_px for detector in detectors})
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # as in extract
+    dataset = (
+        ray.data.from_arrow(_by_parts(videos, num_cpus))
+        .map_batches(
+            partial(decode_stage, faces=storage.join(data.location, "faces"), sizes_px=sizes_px),
+            batch_format="pyarrow",
+            batch_size=None,  # the block: rows leave one by one as they are done
+            num_cpus=1,
+            max_retries=ATTEMPTS,
+        )
+        .map_batches(
+            ScoreStage,
+            fn_constructor_args=(work, config.batch_size, claim),
+            batch_format="pyarrow",
+            batch_size=VIDEOS_PER_PART,
+            compute=ray.data.ActorPoolStrategy(size=config.num_workers or num_gpus or num_nodes),  # as in extract
+            num_cpus=0,  # on CPUs the networks share the cores with decoding
+            num_gpus=1 if num_gpus else 0,
+            max_restarts=ATTEMPTS,
+            max_task_retries=-1,  # as in extract: max_restarts ends them
+        )
+    )
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+    except UserError as error:  # from a worker, with its traceback
+        raise getattr(error, "cause", error) from None
+
+
+def _by_parts(videos: pa.Table, num_cpus: int) -> list[pa.Table]:
+    """`videos` in a table per task. A part is read by one task; tasks keep all CPUs busy to the end."""
+    videos = videos.sort_by("part")
+    first = np.unique(videos["part"].to_numpy(), return_index=True)[1]
+    num_tasks = min(len(first), max(8 * num_cpus, len(first) // PARTS_PER_TASK))
+    starts = [int(parts[0]) for parts in np.array_split(first, num_tasks)]
+    return [videos[start:stop] for start, stop in zip(starts, [*starts[1:], len(videos)], strict=True)]
+
+
+def decode_stage(videos: pa.Table, faces: str, sizes_px: Sequence[int]) -> Iterator[pa.Table]:
+    """Rows of `videos` (video_id, label, method, group_id, part) -> the same rows with status, frame_index and crops.
+
+    The crops are decoded for each size S, as lists of S * S * 3 bytes in the column pixels_S. A crop that is no image
+    is left out with its frame; a video that has no other gets the status decode_error.
+    """
+    from raydistal.detector.scoring import decode_crops
+
+    for name in pc.unique(videos["part"]).to_pylist():
+        of_part = videos.filter(pc.equal(videos["part"], name)).drop_columns(["part"])
+        filesystem, path = storage.resolve(storage.join(faces, name))
+        with pq.ParquetFile(path, filesystem=filesystem) as part:
+            columns = ["video_id", "status", "frame_index", "crop"]
+            for batch in part.iter_batches(VIDEOS_PER_READ, columns=columns):
+                wanted = pc.is_in(batch["video_id"], of_part["video_id"].combine_chunks())
+                for found in batch.filter(wanted).to_pylist():
+                    crops, places = decode_crops(found["crop"] or [], sizes_px)
+                    status = "decode_error" if found["status"] == "ok" and not places else found["status"]
+                    frame_index = np.array(found["frame_index"], np.int32)[places]
+                    row = of_part.filter(pc.equal(of_part["video_id"], found["video_id"]))
+                    row = row.append_column("status", pa.array([status]))
+                    row = row.append_column("frame_index", schemas.list_column(frame_index, [len(places)]))
+                    for size_px, crops_NHWC in crops.items():
+                        pixels_NP = crops_NHWC.reshape(len(places), 3 * size_px**2)
+                        row = row.append_column(f"pixels_{size_px}", schemas.list_column(pixels_NP, [len(places)]))
+                    yield row
+
+
+class ScoreStage:
+    """Actor: holds all detectors, and writes the rows that each still lacks as one part of its table.
+
+    Returns what the driver counts: the column num_faces.
+    """
+
+    def __init__(
+        self,
+        work: "ray.ObjectRef[tuple[list[Detector], list[tuple[Scores, pa.Array]]]]",
+        batch_size: int,
+        claim: tables.Claim,
+    ) -> None:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in extract: before torch loads
+        import ray
+        import torch
+
+        from raydistal.detector.scoring import Scorer
+
+        node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+        torch.set_num_threads(max(1, int(node["Resources"].get("CPU", 1))))  # Ray sets 1 for an actor without CPUs
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        detectors, self.pending = ray.get(work)
+        self.scorers = [Scorer(detector, device, batch_size) for detector in detectors]
+        self.claim = claim
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        from raydistal.detector.metrics import aggregate
+
+        num_faces = pc.list_value_length(rows["frame_index"]).to_numpy()
+        for scorer, (scores, missing) in zip(self.scorers, self.pending, strict=True):
+            is_missing = pc.is_in(rows["video_id"], missing).to_numpy()
+            if not is_missing.any():
+                continue
+            some, num_V = rows.filter(pa.array(is_missing)), num_faces[is_missing]
+            probability_N = scorer(_crops(some[f"pixels_{scorer.detector.input_px}"], scorer.detector.input_px))
+            probability_V = aggregate(probability_N, np.repeat(np.arange(len(some)), num_V), len(some), "mean")
+            some = some.append_column("model_id", pa.array([scores.detector.model_id] * len(some)))
+            some = some.append_column("probability", pa.array(probability_V, from_pandas=True))  # NaN becomes null
+            some = some.append_column("frame_probability", schemas.list_column(probability_N, num_V))
+            self.claim.check()  # here, as the workers of a job that was paused or killed may still be at it
+            tables.write_part(scores.location, schemas.conform(some, schemas.SCORES), scores.settings)
+        return pa.table({"num_faces": num_faces})
+
+
+def _crops(pixels: pa.ChunkedArray, size_px: int) -> npt.NDArray[np.uint8]:
+    flat = pixels.combine_chunks().flatten().flatten()
+    return np.asarray(flat.to_numpy()).reshape(-1, size_px, size_px, 3)
+
+
+def _measure(config: Config, detectors: list[Known], datasets: list[Data]) -> None:
+    """Writes OUT/metrics, unless it is there from the same scores and settings."""
+    from raydistal.detector.judging import judge
+    from raydistal.detector.metrics import bootstrap_weights
+
+    place = storage.join(storage.absolute(config.out), "metrics")
+    settings = {
+        "split": config.split,
+        "aggregate": config.aggregate,
+        "no_face": config.no_face,
+        "bootstrap": config.bootstrap,
+        "seed": config.seed,
+        "detectors": {one.name: [one.location, one.model_id, one.about["threshold"]] for one in detectors},
+        "data": {data.name: [data.location, _protocol_id(config, data), data.faces["counts"]] for data in datasets},
+    }
+    if tables.read_info(place).get("fingerprint") == tables.fingerprint(settings):
+        return
+    rows: list[dict[str, Any]] = []
+    info: dict[str, Any] = {"detectors": [_about(detector) for detector in detectors], "data": []}
+    info |= {"protocol": _protocol(config, datasets), "curves": [], "worst": []}
+    for data in datasets:
+        weight_BV = bootstrap_weights(data.videos["group_id"].to_numpy(), config.bootstrap, config.seed)
+        told = _about_data(config, data)
+        for scores in _scores(config, detectors, data):
+            name, model_id = scores.detector.name, scores.detector.model_id
+            found = tables.read_table(scores.location, "evaluate", ["video_id", "frame_index", "frame_probability"])
+            threshold = scores.detector.about["threshold"]
+            judged = judge(data.videos, found, config.aggregate, threshold, config.no_face == "skip")
+            for level, of_level in judged.levels.items():
+                measured, num_skipped = of_level.measure(weight_BV)
+                fixed = {"model_id": model_id, "detector": name, "dataset": data.name}
+                fixed |= {"split": config.split, "level": level}
+                rows += [fixed | one._asdict() for one in measured]
+                info["curves"].append({"detector": name, "data": data.name, "level": level} | of_level.curves())
+                told["num_resamples_skipped"][level] = num_skipped
+            info["worst"] += [{"detector": name, "data": data.name} | frame for frame in judged.worst(NUM_WORST)]
+            told["num_without_faces"] = judged.num_without_faces
+        info["data"].append(told)
+    table = schemas.conform(pa.Table.from_pylist(rows), schemas.METRICS)
+    tables.write_table(place, table, settings, **info)
+
+
+def _about(detector: Known) -> dict[str, Any]:
+    names = ("architecture", "num_params", "input_px", "threshold", "cost")
+    told = {"name": detector.name, "location": detector.location, "model_id": detector.model_id}
+    return told | {name: detector.about[name] for name in names} | {"synthetic": detector.about["data"]["synthetic"]}
+
+
+def _about_data(config: Config, data: Data) -> dict[str, Any]:
+    datasets = sorted(set(data.videos["dataset"].to_pylist()))
+    num_fake = int(data.videos["label"].to_numpy().sum())
+    return {
+        "name": data.name,
+        "location": data.location,
+        "datasets": datasets,
+        "synthetic": SYNTHETIC in datasets,
+        "num_videos": len(data.videos),
+        "num_real": len(data.videos) - num_fake,
+        "num_fake": num_fake,
+        "protocol": _protocol_id(config, data),
+        "num_resamples_skipped": {},  # they had one class only
+    }
+
+
+def _protocol_id(config: Config, data: Data) -> str:
+    """The same for two numbers only if they were measured in the same way on the same videos."""
+    return _digest(_faces_settings(data), data.digest, config.split, config.aggregate, config.no_face)[:8]
+
+
+def _protocol(config: Config, datasets: list[Data]) -> dict[str, str]:
+    """Of all runs together, and in words."""
+    ids = [_protocol_id(config, data) for data in datasets]
+    faces = []
+    for data in datasets:
+        told = ", ".join(f"{name} {value}" for name, value in sorted(_faces_settings(data).items()))
+        faces.append(f"Faces of {data.name}: {told}.")
+    no_face = {
+        "unsure": "A video without a usable face counts with the probability 0.5, and as an error where it is decided.",
+        "skip": "Videos without a usable face are left out.",
+    }
+    text = (
+        f"Videos of split {config.split}, told apart by video_id. {' '.join(faces)} A video's probability is made from "
+        f"those of its frames by: {config.aggregate}. {no_face[config.no_face]} Thresholds come from detector.json: "
+        "chosen on validation videos by the mean of their frames, never on these. Fake is the positive class. "
+        f"Intervals: 95 %, {config.bootstrap} resamples of whole groups, the same for all detectors."
+    )
+    return {"id": ids[0] if len(ids) == 1 else _digest(sorted(ids))[:8], "text": text}
+
+
+def _faces_settings(data: Data) -> dict[str, Any]:
+    return {name: value for name, value in data.faces["config"].items() if name not in OF_FEATURES}
+
+
+def _digest(*parts: Any) -> str:
+    return tables.fingerprint({"parts": parts})
+
+
+def _results(out: str) -> list[dict[str, Any]]:
+    """The headline numbers of each detector on each run, at video level."""
+    place = storage.join(out, "metrics")
+    protocols = {data["name"]: data["protocol"] for data in tables.read_info(place)["data"]}
+    results: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in tables.read_table(place, "evaluate").to_pylist():
+        if (row["level"], row["slice"]) == ("video", "all") and row["metric"] in ("auc", "accuracy", "eer"):
+            names = {"detector": row["detector"], "data": row["dataset"]}
+            one = results.setdefault((row["detector"], row["dataset"]), names)
+            one |= {row["metric"]: row["value"], "num_videos": row["num"], "protocol": protocols[row["dataset"]]}
+            if row["metric"] == "auc":
+                one["auc_interval"] = [row["low"], row["high"]]
+    return list(results.values())
