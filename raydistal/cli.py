@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from raydistal.errors import UserError
-from raydistal.pipelines import demo, distill, extract, index, report, select, train
+from raydistal.pipelines import compare, demo, distill, evaluate, extract, index, report, select, train
 
 Verb = (
     Annotated[index.Config, tyro.conf.subcommand("index")]
@@ -26,6 +26,8 @@ Verb = (
     | Annotated[select.Config, tyro.conf.subcommand("select")]
     | Annotated[distill.Config, tyro.conf.subcommand("distill")]
     | Annotated[train.Config, tyro.conf.subcommand("train")]
+    | Annotated[evaluate.Config, tyro.conf.subcommand("evaluate")]
+    | Annotated[compare.Config, tyro.conf.subcommand("compare")]
     | Annotated[report.Config, tyro.conf.subcommand("report")]
     | Annotated[demo.Config, tyro.conf.subcommand("demo")]
 )
@@ -35,6 +37,8 @@ RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {
     select.Config: select.run,
     distill.Config: distill.run,
     train.Config: train.run,
+    evaluate.Config: evaluate.run,
+    compare.Config: compare.run,
     report.Config: report.run,
     demo.Config: demo.run,
 }
@@ -65,6 +69,8 @@ def needs_cluster(config: object) -> bool:
         return not select.is_ranked(config)
     if isinstance(config, train.Config):
         return config.compute.num_workers > 0
+    if isinstance(config, evaluate.Config):
+        return not evaluate.is_scored(config)
     return not isinstance(config, index.Config | report.Config)
 
 

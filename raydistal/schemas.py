@@ -121,7 +121,7 @@ COMPARISON = pa.schema(
         _required("set", pa.string()),
         _required("kind", pa.string()),  # full | distilled | random | frame_count | faces
         _required("share", pa.float64()),  # of the training videos; for kind faces of the training faces
-        _required("num_videos", pa.int64()),  # with a face that was learnt from
+        _required("num_videos", pa.int64()),  # in the set; of faces: those that the faces are from
         _required("num_faces", pa.int64()),
         _required("seed", pa.int64()),
         pa.field("precision", pa.float64()),  # these five on test videos; null where they are not defined

@@ -1,0 +1,397 @@
+"""videos, faces, ranking -> detectors, evaluation, comparison: DeepDistAL's Table 1 and figure 6 with baselines.
+
+    full, distilled, and for each distilled set a random one and one of those with most faces, of the same size -> sets
+          -> a training per architecture, set and seed (Ray tasks) -> detectors
+          -> all on one test split (evaluate) -> means, intervals, verdicts -> comparison, report
+
+A finished training costs nothing on a rerun, so more sets, seeds or architectures can be added later.
+"""
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydistal import schemas, storage, tables
+from raydistal.detector.examples import Limits
+from raydistal.errors import UserError
+from raydistal.pipelines import evaluate, train
+from raydistal.progress import Progress
+
+if TYPE_CHECKING:
+    from raydistal.detector.comparison import Tried
+    from raydistal.detector.subsets import Control, Kind
+
+ATTEMPTS = 4  # as in extract: finite, and more than one lost node takes; each goes on from the last finished epoch
+CONTROLS: "tuple[Control, ...]" = ("random", "frame_count")
+PROTOCOL = (
+    "Every detector learnt from the training faces of its set only; epoch and threshold were chosen on all of val. "
+    "A random set and the videos with most faces have as many real and as many fake videos as the distilled set. Means "
+    "are over seeds; their intervals come from {num} resamples of groups, the same for all sets, and of seeds."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How every detector is trained."""
+
+    weights: str = "imagenet"
+    """What it starts from: imagenet, random, a file or URI, or another detector directory."""
+    recipe: str = "thesis"
+    """How it learns: thesis, finetune, deepdistal or ckd-vanilla."""
+    epochs: int = 0
+    """Instead of the recipe's number. 0: the recipe's."""
+    batch_size: int = 0
+    """Faces per step. 0: the recipe's."""
+    learning_rate: float = 0.0
+    """0: the recipe's."""
+    input_px: int = 0
+    """Side of the picture that the network sees. 0: the architecture's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU for each training if the cluster has any."""
+    cpus: int = 1
+    """CPUs of each training. More: fewer run at once, which takes less memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train detectors on full and on distilled sets; tell what difference it makes."""
+
+    data: str
+    """Run folder with the tables videos, faces and ranking, local or s3://..."""
+    out: str
+    """Folder for the detectors, their evaluation and the comparison."""
+    architectures: tuple[str, ...]
+    """Such as xception, densenet121, efficientnet_b0; or timm:NAME."""
+    sets: tuple[str, ...] = ("0.5", "0.2")
+    """Distilled sets: shares of the ranking of --data, or locations of distilled tables."""
+    faces: tuple[int, ...] = ()
+    """Also train on that many faces, half of each class: accuracy against the amount of data."""
+    seeds: int = 3
+    """Trainings of each architecture on each set; random sets are drawn anew for each."""
+    split: str = "test"
+    """Where all detectors are measured."""
+    metric: Literal["accuracy", "auc"] = "accuracy"
+    """What the verdicts are about; of videos."""
+    margin: float = 0.02
+    """What a distilled set may lose against the full one to count as non-inferior; 0.02 is 2 points."""
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        if not self.architectures:
+            raise UserError("name at least one of --architectures")
+        for name, values in (("architectures", self.architectures), ("sets", self.sets), ("faces", self.faces)):
+            if len(set(values)) < len(values):
+                raise UserError(f"--{name} names something twice: {', '.join(map(str, values))}")
+        if any(not 0 < ratio < 1 for ratio in map(_ratio, self.sets) if ratio is not None):
+            raise UserError(f"shares in --sets must be above 0 and below 1, not {' '.join(self.sets)}")
+        if min(self.faces, default=2) < 2 or self.seeds < 1 or self.training.cpus < 1 or not 0 < self.margin < 1:
+            raise UserError(
+                "need --faces of at least 2, --seeds and --cpus of at least 1, and a --margin between 0 and 1"
+            )
+        if self.split in ("train", "val"):
+            raise UserError(f"--split {self.split} is what detectors learn from; measure them on another, such as test")
+        self.to_train(self.architectures[0], "", "")  # refuses a bad recipe
+
+    def to_train(self, architecture: str, out: str, manifest: str, seed: int = 0, max_faces: int = 0) -> train.Config:
+        """The config of one training, on whichever node: relative paths become absolute."""
+        options = dataclasses.asdict(self.training)
+        del options["cpus"]
+        if self.training.weights not in ("imagenet", "random"):
+            options["weights"] = storage.absolute(self.training.weights)
+        return train.Config(
+            data=storage.absolute(self.data),
+            out=out,
+            manifest=manifest,
+            architecture=architecture,
+            seed=seed,
+            limits=Limits(max_faces=max_faces),
+            compute=train.Compute(device=options.pop("device")),
+            **options,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """What some detectors learn from."""
+
+    name: str
+    kind: "Kind"
+    of: str = ""
+    """The distilled set that a control belongs to."""
+    videos: list[pa.Table]
+    """For each seed."""
+    share: float
+    max_faces: int = 0
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains and measures what is missing, writes OUT/comparison and OUT/report, and returns the job's summary.
+
+    Raises:
+        UserError: no tables, no ranking, a set without one class or from elsewhere, a test split that is empty or
+            shares people with training, an unknown architecture or recipe, no weights; before any work. Later: other
+            settings than those of a detector that is there; what stops a training. What is finished stays.
+    """
+    from raydistal.detector.comparison import compare
+    from raydistal.report import comparison as report
+
+    began = time.monotonic()
+    out = storage.absolute(config.out)
+    videos = tables.read_table(storage.join(config.data, "videos"), "index")
+    videos = videos.filter(pc.is_valid(videos["label"]))
+    test = _test_videos(config, videos)
+    subsets = _subsets(config, videos.filter(pc.equal(videos["split"], "train")))
+    _check_architectures(config)
+    with tables.sole_writer(storage.join(out, "comparison")):
+        trainings = _trainings(config, out, subsets)
+        _train(config, [one for _, one in trainings])
+        evaluation = storage.join(out, "evaluation")
+        places = tuple(one.out for _, one in trainings)
+        evaluate.run(evaluate.Config(detectors=places, data=(config.data,), out=evaluation, split=config.split))
+        tried, info = _measured(evaluation, trainings, test["video_id"])
+        label_V, group_V = (test[name].to_numpy() for name in ("label", "group_id"))
+        found = compare(tried, label_V, group_V, config.metric, config.margin)
+        rows = schemas.conform(pa.Table.from_pylist([one.row for one in tried]), schemas.COMPARISON)
+        tables.write_table(storage.join(out, "comparison"), rows, dataclasses.asdict(config), **info, **found)
+        page = report.write(out)
+    _print(found["summary"], found["verdicts"])
+    seconds = round(time.monotonic() - began, 1)
+    return {"detectors": len(tried), "verdicts": found["verdicts"], "seconds": seconds, "report": page}
+
+
+def _ratio(text: str) -> float | None:
+    """None if it is a location."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _test_videos(config: Config, videos: pa.Table) -> pa.Table:
+    """Those of the split. What `evaluate` would refuse after all the training is refused here."""
+    test = videos.filter(pc.equal(videos["split"], config.split))
+    learnt = videos.filter(pc.is_in(videos["split"], pa.array(["train", "val"])))
+    counts = tables.count_values(test["label"])
+    if len(counts) < 2:
+        raise UserError(
+            f"split {config.split!r} of {config.data} has {counts.get('0', 0)} real and {counts.get('1', 0)} fake "
+            f"videos; both are needed. Videos per split: {tables.count_values(videos['split'])}. See --split."
+        )
+    shared = set(test["group_id"].to_pylist()) & set(learnt["group_id"].to_pylist())
+    if shared:
+        raise UserError(
+            f"{len(shared)} groups are in {config.split} and in train or val, such as {min(shared)}: detectors would "
+            "be measured on people they learnt from. Make the splits with raydistal index."
+        )
+    return test
+
+
+def _check_architectures(config: Config) -> None:
+    """Raises UserError for a network or weights that cannot be had."""
+    from raydistal.detector import zoo
+
+    for architecture in config.architectures:
+        options = config.training
+        detector = zoo.create(architecture, options.weights, input_px=options.input_px)
+        if config.to_train(architecture, "", "").full_recipe().greedy:
+            detector.groups()
+
+
+def _subsets(config: Config, videos: pa.Table) -> list[Subset]:
+    """The sets to compare, full first; `videos` are all of training."""
+    from raydistal.detector.subsets import check, control, count_faces
+
+    faces = storage.join(config.data, "faces")
+    if not tables.read_info(faces):
+        raise UserError(
+            f"the faces table of {config.data} is missing or unfinished. Run: raydistal extract --out {config.data}"
+        )
+    num_faces_V = count_faces(videos, tables.read_table(faces, "extract", ["video_id", "frame_index"]))
+    check("full", videos, videos, num_faces_V, max([1, *(num // 2 for num in config.faces)]))
+    subsets = [Subset(name="full", kind="full", videos=[videos] * config.seeds, share=1.0)]
+    for asked in config.sets:
+        name, distilled = _distilled(config, asked, videos)
+        check(name, distilled, videos, num_faces_V)
+        share = len(distilled) / len(videos)
+        subsets.append(Subset(name=name, kind="distilled", videos=[distilled] * config.seeds, share=share))
+        for kind in CONTROLS:
+            drawn = [control(videos, num_faces_V, distilled, kind, seed) for seed in range(config.seeds)]
+            for table in drawn:
+                check(f"{name}-{kind}", table, videos, num_faces_V)
+            subsets.append(Subset(name=f"{name}-{kind}", kind=kind, of=name, videos=drawn, share=share))
+    for num in config.faces:
+        everything = [videos] * config.seeds
+        share = num / float(num_faces_V.sum())
+        subsets.append(Subset(name=f"faces-{num}", kind="faces", videos=everything, share=share, max_faces=num))
+    names = [subset.name for subset in subsets]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"two of --sets are called {min(doubled)}: rename a folder, results are kept by that name")
+    return subsets
+
+
+def _distilled(config: Config, asked: str, videos: pa.Table) -> tuple[str, pa.Table]:
+    """Name and videos of a distilled set."""
+    from raydistal.selection.ranking import cut
+
+    ratio = _ratio(asked)
+    location = storage.join(config.data, "ranking") if ratio is not None else asked
+    found = tables.read_table(location, "select").sort_by("rank")
+    row_N = pc.index_in(found["video_id"], value_set=videos["video_id"])
+    if row_N.null_count:
+        raise UserError(
+            f"{row_N.null_count} of the {len(found)} videos of {location} are no labelled training videos of "
+            f"{config.data}, so nothing there compares with them. Distil its split train: raydistal select"
+        )
+    if ratio is not None:
+        return f"distill-{100 * ratio:g}", cut(found, videos, ratio, tables.read_info(location)["config"]["arrange"])
+    parts = storage.resolve(asked)[1].split("/")
+    name = parts[-2] if parts[-1] == "distilled" and len(parts) > 1 else parts[-1]
+    return name, schemas.conform(videos.take(row_N).append_column("rank", found["rank"]), schemas.DISTILLED)
+
+
+def _trainings(config: Config, out: str, subsets: list[Subset]) -> list[tuple[Subset, train.Config]]:
+    """All trainings to be had, seed by seed. Writes the sets that they read."""
+    for subset in subsets:
+        for seed, videos in enumerate(subset.videos):
+            if subset.kind != "faces" and (seed == 0 or subset.kind == "random"):
+                about = {"kind": subset.kind, "of": subset.of, "seed": seed}
+                tables.write_table(_manifest(out, subset, seed), videos, about)
+    return [
+        (
+            subset,
+            config.to_train(
+                architecture,
+                storage.join(out, "detectors", architecture.replace(":", "-"), subset.name, f"seed-{seed}"),
+                _manifest(out, subset, seed),
+                seed,
+                subset.max_faces,
+            ),
+        )
+        for seed in range(config.seeds)
+        for architecture in config.architectures
+        for subset in subsets
+    ]
+
+
+def _manifest(out: str, subset: Subset, seed: int) -> str:
+    name = "full" if subset.kind == "faces" else subset.name
+    return storage.join(out, "sets", f"{name}-seed{seed}" if subset.kind == "random" else name)
+
+
+def _train(config: Config, trainings: list[train.Config]) -> None:
+    """All of them, as many at once as the cluster has room for."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    options, resources = config.training, ray.cluster_resources()
+    use_gpu = options.device == "cuda" or (options.device == "auto" and resources.get("GPU", 0) > 0)
+    needed = {"CPU": options.cpus} | ({"GPU": 1} if use_gpu else {})
+    for name, num in needed.items():
+        if num > resources.get(name, 0):
+            print(f"compare: a training needs {num} {name}s: waiting for the cluster to grow", file=sys.stderr)
+    device: Literal["cpu", "cuda"] = "cuda" if use_gpu else "cpu"
+    task = ray.remote(num_cpus=options.cpus, num_gpus=int(use_gpu), max_retries=ATTEMPTS)(_train_one)
+    pending = {task.remote(one, device, options.cpus): one for one in trainings}
+    with Progress("compare: train", len(trainings), unit="detectors") as progress:
+        while pending:
+            (done,), _ = ray.wait(list(pending))
+            try:
+                ray.get(done)
+            except RayTaskError as error:
+                for other in pending:
+                    ray.cancel(other, force=True)
+                if not isinstance(error.cause, UserError):
+                    raise
+                raise UserError(f"{error.cause}\n(while training {pending[done].out})") from None
+            progress.advance(1, "/".join(pending.pop(done).out.split("/")[-3:]))
+
+
+def _train_one(config: train.Config, device: Literal["cpu", "cuda"], num_threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(num_threads)  # trainings share the machine
+    train.run(dataclasses.replace(config, compute=train.Compute(device=device)))
+
+
+def _measured(
+    evaluation: str, trainings: list[tuple[Subset, train.Config]], video_id_V: pa.ChunkedArray
+) -> tuple[list["Tried"], dict[str, Any]]:
+    """The detectors with their results, and what `_table.json` says of the test."""
+    from raydistal.detector.comparison import NUM_RESAMPLES
+
+    place = storage.join(evaluation, "metrics")
+    info = tables.read_info(place)
+    (data,) = info["data"]
+    names = {detector["location"]: detector["name"] for detector in info["detectors"]}
+    values: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
+    for row in tables.read_table(place, "evaluate").to_pylist():
+        if (row["level"], row["slice"]) == ("video", "all"):
+            values[row["detector"]][row["metric"]] = row["value"]
+    tried = []
+    for subset, one in trainings:
+        name = names[one.out]
+        scores = tables.read_table(storage.join(evaluation, "scores", f"{name}--{data['name']}"), "evaluate")
+        probability_V = scores["probability"].take(pc.index_in(video_id_V, value_set=scores["video_id"]))
+        tried.append(_tried(subset, one, values[name], probability_V.to_numpy()))
+    protocol = info["protocol"] | {"text": f"{info['protocol']['text']} {PROTOCOL.format(num=NUM_RESAMPLES)}"}
+    test = {"dataset": ", ".join(data["datasets"])}
+    test |= {key: data[key] for key in ("num_videos", "num_real", "num_fake")}
+    return tried, {"test": test, "protocol": protocol, "synthetic": data["synthetic"]}
+
+
+def _tried(
+    subset: Subset, one: train.Config, values: dict[str, float | None], probability_V: npt.NDArray[np.float64]
+) -> "Tried":
+    """A trained detector with its metrics and its probabilities; null was read as NaN."""
+    from raydistal.detector import checkpoint
+    from raydistal.detector.comparison import Tried
+
+    about = checkpoint.load(one.out)[1]
+    learnt = about["data"]
+    row = {
+        "architecture": one.architecture,
+        "set": subset.name,
+        "kind": subset.kind,
+        "share": subset.share,
+        "num_videos": learnt["num_videos"]["train"] if subset.max_faces else len(subset.videos[one.seed]),
+        "num_faces": sum(learnt["num_faces"]["train"].values()),
+        "seed": one.seed,
+        **{metric: values[metric] for metric in ("precision", "recall", "f1", "accuracy", "auc")},
+        **{key: about["cost"][key] for key in ("images", "seconds", "gpu_seconds")},
+    }
+    return Tried(row=row, of=subset.of, threshold=about["threshold"]["video"], probability_V=probability_V)
+
+
+def _print(summary: list[dict[str, Any]], verdicts: list[dict[str, Any]]) -> None:
+    """DeepDistAL's Table 1 and the verdicts, on stderr, for 80 columns."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(stderr=True, highlight=False)
+    for architecture in dict.fromkeys(row["architecture"] for row in summary):
+        table = Table("set", title=escape(architecture), title_justify="left", box=None, padding=(0, 1, 0, 0))
+        for column in ("videos", "prec.", "recall", "F1", "acc. %", "95 %", "AUC"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in summary:
+            if row["architecture"] == architecture:
+                shown = [_percent(row[name]) for name in ("precision", "recall", "f1", "accuracy_mean")]
+                interval = f"{_percent(row['accuracy_low'])}-{_percent(row['accuracy_high'])}"
+                auc = f"{row['auc_mean']:.3f}"
+                table.add_row(escape(row["set"]), str(row["num_videos"]), *shown, interval, auc)
+        console.print(table, "")
+    for one in verdicts:
+        difference, low, high = (f"{100 * one[name]:+.1f}" for name in ("difference", "low", "high"))
+        margin = f", margin {100 * one['margin']:g}" if one["margin"] else ""
+        console.print(f"{escape(one['text'])}\n    {one['metric']} {difference} points ({low} to {high}{margin})")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
