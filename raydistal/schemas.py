@@ -11,6 +11,7 @@ import pyarrow as pa
 
 STATUSES = ("ok", "no_face", "decode_error", "crashed", "timeout")
 SPLITS = ("train", "val", "test", "pool")  # pool: unlabelled
+SYNTHETIC = "synthetic"  # dataset of the videos that `raydistal demo` draws: nothing measured on it is about the world
 
 BOX = pa.list_(pa.float32(), 4)
 

@@ -39,7 +39,6 @@ PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
 ATTEMPTS = 4  # as in extract: finite, and more than one lost node takes
 NUM_WORST = 12  # mistakes kept for the report, per detector and run
 NUM_NAMED = 3  # offenders in a message
-SYNTHETIC = "synthetic"  # the dataset that `raydistal demo` draws
 OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that do not touch its crops
 
 
@@ -475,7 +474,7 @@ def _about_data(config: Config, data: Data) -> dict[str, Any]:
         "name": data.name,
         "location": data.location,
         "datasets": datasets,
-        "synthetic": SYNTHETIC in datasets,
+        "synthetic": schemas.SYNTHETIC in datasets,
         "num_videos": len(data.videos),
         "num_real": len(data.videos) - num_fake,
         "num_fake": num_fake,

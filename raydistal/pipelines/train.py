@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 RAY_FOLDER = "ray-train"
-SYNTHETIC = "synthetic"  # the dataset that `raydistal demo` draws
 CHUNKS_AHEAD = 4
 ATTEMPTS = 4  # starts without a finished epoch: a worker that always dies ends the run, lost nodes do not
 CPUS_PER_TASK = 0.5  # so that a worker and a task that loads faces fit on one CPU: fewer slots would wait for ever
@@ -289,7 +288,7 @@ def work(job: Job, feed: Feed, tell: Tell, device: str) -> None:
             job.claim.check()
             location = storage.join(job.claim.location, CHECKPOINT)
             storage.write_bytes(location, training.state({"settings": job.settings, "device": _device_name(device)}))
-            tell(0, _note(training.history[-1]))
+            tell(0, _note(training))
         if training.world_size > 1:
             torch.distributed.barrier()  # an epoch is finished when its checkpoint is there
 
@@ -298,10 +297,14 @@ def _told(batches: Iterator["Batch"], tell: Tell, training: "Training") -> Itera
     for batch in batches:
         yield batch
         if training.rank == 0:  # all processes are in step
-            tell(training.world_size * len(batch.label_N), "")
+            tell(training.world_size * len(batch.label_N), _note(training))
 
 
-def _note(row: dict[str, Any]) -> str:
+def _note(training: "Training") -> str:
+    """On the last finished epoch."""
+    if not training.history:
+        return ""
+    row = training.history[-1]
     val = "" if row["val_loss"] is None else f", val {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}"
     return f"epoch {row['epoch'] + 1}: loss {row['train_loss']:.3f}{val}"
 
@@ -509,7 +512,7 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
             "location": storage.absolute(config.data),
             "manifest": config.manifest,
             "dataset": datasets,
-            "synthetic": SYNTHETIC in datasets,
+            "synthetic": schemas.SYNTHETIC in datasets,
             "fingerprint": job.settings["train_faces"],
             "num_videos": {"train": 0, "val": 0} | tables.count_values(videos["split"]),
             "num_faces": {split: _by_class(getattr(job, split)) for split in ("train", "val")},

@@ -13,7 +13,7 @@ from raydistal import schemas, storage, tables
 from raydistal.report import figures
 from raydistal.report.contents import MADE_BY, Contents, file_name, rows_by_id
 from raydistal.report.figures import Picture, picture
-from raydistal.report.page import SYNTHETIC, Tile, count
+from raydistal.report.page import Tile, count
 
 NUM_EXAMPLES = 5
 NUM_RANKED = 10
@@ -104,7 +104,7 @@ def values(contents: Contents) -> dict[str, Any]:
     return {
         "datasets": datasets,
         "layout": infos["videos"].get("layout"),
-        "is_synthetic": SYNTHETIC in datasets,
+        "is_synthetic": schemas.SYNTHETIC in datasets,
         "tiles": tiles(contents),
         "steps": steps(contents),
         "notices": notices(contents) + warnings(infos["videos"].get("warnings", [])),

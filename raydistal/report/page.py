@@ -16,8 +16,6 @@ from raydistal import storage
 from raydistal.report import figures
 from raydistal.report.figures import Picture
 
-SYNTHETIC = "synthetic"  # the dataset that `raydistal demo` draws
-
 
 class Tile(NamedTuple):
     """A headline number. `split` is the number of real and fake ones."""
