@@ -48,7 +48,8 @@ def run(config: Config) -> dict[str, Any]:
     options = {"ratio": config.ratio, "frames": config.frames, "sample": "even:6", "features": features}
     summary = distill.run(distill.Config(videos=videos, out=out, **options))  # type: ignore[arg-type]
     page = report.run(report.Config(out=out))["report"]
-    print(NEXT.format(videos=videos, out=out, page=page), file=sys.stderr)
+    comparison = storage.join(config.out, "comparison")
+    print(NEXT.format(videos=videos, out=out, page=page, comparison=comparison), file=sys.stderr)
     return summary | {"weights": features.weights, "report": page}
 
 
@@ -59,5 +60,8 @@ Report             {page}   (open it in a browser)
 
 Next:
   raydistal select --out {out} --ratio 0.1      a smaller distilled set, from the same ranking
+  raydistal compare --data {out} --out {comparison} --sets 0.5 --seeds 2 \\
+      --architectures timm:resnet10t --weights random --recipe finetune --epochs 2 --input-px 96
+                                                    small detectors on all and on half, in a few minutes
   raydistal distill --videos YOUR_VIDEOS --out YOUR_RUN --ratio 0.2 --frames 500
 """
