@@ -18,6 +18,7 @@ class Progress:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.num_done, self.note = 0, ""
+        self.told: tuple[int, str] | None = None
         self.began = self.line_at = time.monotonic()
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), _Rate(unit))
@@ -41,7 +42,9 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        self.line_at = time.monotonic()
+        if self.told == (self.num_done, self.note):  # the last line said it
+            return
+        self.line_at, self.told = time.monotonic(), (self.num_done, self.note)
         rate = self.num_done / max(self.line_at - self.began, 1e-9)
         left = f", {(self.total - self.num_done) / rate:.0f} s left" if 0 < self.num_done < self.total else ""
         note = f", {self.note}" if self.note else ""
