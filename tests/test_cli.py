@@ -37,7 +37,10 @@ def folders(tmp_path_factory, clip_writer):
     return root
 
 
-@pytest.mark.parametrize("verb", ["", "index", "extract", "select", "distill", "report", "demo"])
+VERBS = ["index", "extract", "select", "distill", "report", "train", "evaluate", "compare", "demo"]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_fits_80_columns(verb):
     done = raydistal(*filter(None, [verb]), "--help")
     assert done.returncode == 0
@@ -65,6 +68,10 @@ def test_index_says_what_it_found(folders, tmp_path):
         (["select", "--out", "OUT", "--ratio", "2"], "--ratio must be above 0"),
         (["report", "--out", "OUT"], "raydistal index"),
         (["distill", "--videos", "V", "--out", "OUT", "--frames", "0"], "--frames of at least 2"),
+        (["train", "--data", "OUT", "--out", "OUT/d", "--recipe", "best"], "thesis, finetune"),
+        (["train", "--data", "OUT", "--out", "OUT/d", "--weights", "random"], "raydistal index"),
+        (["evaluate", "--detectors", "OUT/d", "--data", "OUT", "--out", "OUT/e"], "detector.json"),
+        (["compare", "--data", "OUT", "--out", "OUT/c", "--architectures", "xception", "--sets", "2"], "below 1"),
         (["index", "--vidoes", "x"], "--vidoes"),
         (["nothing"], "nothing"),
         ([], "index"),
