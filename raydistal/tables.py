@@ -111,6 +111,32 @@ def read_table(location: str, made_by: str, columns: list[str] | None = None) ->
     return open_table(location, made_by).to_table(columns=columns)
 
 
+def read_parts(location: str, names: Iterable[str], columns: list[str]) -> list[pa.Table]:
+    """Some columns of each of these parts of a table."""
+
+    def read(name: str) -> pa.Table:
+        filesystem, path = storage.resolve(storage.join(location, name))
+        return pq.read_table(path, columns=columns, filesystem=filesystem)
+
+    with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
+        return list(pool.map(read, names))
+
+
+def faces_info(run: str, with_crops: bool = False) -> dict[str, Any]:
+    """`_table.json` of the faces of a run folder.
+
+    Raises:
+        UserError: the table is missing or unfinished, or has no crops where they are needed.
+    """
+    location = storage.join(run, "faces")
+    info = read_info(location)
+    if not info:
+        raise UserError(f"the faces table of {run} is missing or unfinished. Run: raydistal extract --out {run}")
+    if with_crops and info["config"]["crops"] == "none":
+        raise UserError(f"{location} keeps no crops. Run: raydistal extract --crops png with another --out")
+    return info
+
+
 def read_ledger(location: str, config: Config, warn: Callable[[str], None]) -> pa.Table:
     """What an earlier run left: the columns video_id and status of every finished row.
 
@@ -279,6 +305,12 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def count_classes(labels: pa.ChunkedArray) -> tuple[int, int]:
+    """Number of real (0) and of fake (1) ones."""
+    real, fake = (pc.sum(pc.equal(labels, label)).as_py() or 0 for label in (0, 1))
+    return real, fake
 
 
 def count_values(values: Iterable[Any]) -> dict[str, int]:

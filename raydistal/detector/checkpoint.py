@@ -61,7 +61,7 @@ def load(location: str) -> tuple[Detector, dict[str, Any]]:
         UserError: a file is missing, damaged, of another format, or does not fit the other to the last bit; the message
             names it and says what to do.
     """
-    about = _read_about(storage.join(location, INFO))
+    about = read_about(location)
     weights = storage.join(location, WEIGHTS)
     try:
         with storage.local_copy(weights) as path:
@@ -101,7 +101,9 @@ IS_VALID: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _read_about(place: str) -> dict[str, Any]:
+def read_about(location: str) -> dict[str, Any]:
+    """The content of detector.json, without a look at the weights. Raises UserError as `load`."""
+    place = storage.join(location, INFO)
     try:
         about = json.loads(storage.read_bytes(place))
     except OSError as error:

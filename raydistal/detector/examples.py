@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raydistal import storage
+from raydistal import storage, tables
 from raydistal.detector.augmentation import augment
 from raydistal.errors import UserError
 from raydistal.faces import crop
@@ -76,19 +76,9 @@ class Source:
 
 
 def list_examples(location: str, parts: Sequence[str], videos: pa.Table) -> pa.Table:
-    """All faces of `videos` (video_id, label, method) in these parts of the table `location`: `EXAMPLES`.
-
-    Raises:
-        UserError: the crops were not kept.
-    """
-
-    def read(number: int) -> pa.Table:
-        filesystem, path = storage.resolve(storage.join(location, parts[number]))
-        faces = pq.read_table(path, columns=["video_id", "frame_index"], filesystem=filesystem)
-        return _examples_of(faces, number, videos)
-
-    with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
-        found = list(pool.map(read, range(len(parts))))
+    """All faces of `videos` (video_id, label, method) in these parts of the table `location`: `EXAMPLES`."""
+    read = tables.read_parts(location, parts, ["video_id", "frame_index"])
+    found = [_examples_of(faces, number, videos) for number, faces in enumerate(read)]
     return pa.concat_tables([EXAMPLES.empty_table(), *found]).combine_chunks()
 
 

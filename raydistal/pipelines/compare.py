@@ -22,13 +22,13 @@ from raydistal import schemas, storage, tables
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import evaluate, train
+from raydistal.pipelines.streaming import ATTEMPTS
 from raydistal.progress import Progress
 
 if TYPE_CHECKING:
     from raydistal.detector.comparison import Tried
     from raydistal.detector.subsets import Control, Kind
 
-ATTEMPTS = 4  # as in extract: finite, and more than one lost node takes; each goes on from the last finished epoch
 CONTROLS: "tuple[Control, ...]" = ("random", "frame_count")
 PROTOCOL = (
     "Every detector learnt from the training faces of its set only; epoch and threshold were chosen on all of val. "
@@ -176,14 +176,8 @@ def _ratio(text: str) -> float | None:
 
 def _test_videos(config: Config, videos: pa.Table) -> pa.Table:
     """Those of the split. What `evaluate` would refuse after all the training is refused here."""
-    test = videos.filter(pc.equal(videos["split"], config.split))
+    test = evaluate.videos_to_test(videos, config.split, config.data)
     learnt = videos.filter(pc.is_in(videos["split"], pa.array(["train", "val"])))
-    counts = tables.count_values(test["label"])
-    if len(counts) < 2:
-        raise UserError(
-            f"split {config.split!r} of {config.data} has {counts.get('0', 0)} real and {counts.get('1', 0)} fake "
-            f"videos; both are needed. Videos per split: {tables.count_values(videos['split'])}. See --split."
-        )
     shared = set(test["group_id"].to_pylist()) & set(learnt["group_id"].to_pylist())
     if shared:
         raise UserError(
@@ -208,11 +202,8 @@ def _subsets(config: Config, videos: pa.Table) -> list[Subset]:
     """The sets to compare, full first; `videos` are all of training."""
     from raydistal.detector.subsets import check, control, count_faces
 
+    tables.faces_info(config.data)
     faces = storage.join(config.data, "faces")
-    if not tables.read_info(faces):
-        raise UserError(
-            f"the faces table of {config.data} is missing or unfinished. Run: raydistal extract --out {config.data}"
-        )
     num_faces_V = count_faces(videos, tables.read_table(faces, "extract", ["video_id", "frame_index"]))
     check("full", videos, videos, num_faces_V, max([1, *(num // 2 for num in config.faces)]))
     subsets = [Subset(name="full", kind="full", videos=[videos] * config.seeds, share=1.0)]
@@ -353,7 +344,7 @@ def _tried(
     from raydistal.detector import checkpoint
     from raydistal.detector.comparison import Tried
 
-    about = checkpoint.load(one.out)[1]
+    about = checkpoint.read_about(one.out)
     learnt = about["data"]
     row = {
         "architecture": one.architecture,

@@ -7,12 +7,9 @@ What is in a `scores` table is done: a rerun scores what is missing. Scores do n
 --bootstrap: asking for others measures again, without a second look at the faces.
 """
 
-import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,7 +22,7 @@ import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
-from raydistal.pipelines.streaming import bound_queues
+from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, network_actors, start_torch
 from raydistal.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 VIDEOS_PER_READ = 4  # encoded crops in memory; decoded ones leave video by video
 VIDEOS_PER_PART = 16  # what a crash can lose at most, per actor; 512 faces of 299 pixels are 140 MB
 PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
-ATTEMPTS = 4  # as in extract: finite, and more than one lost node takes
 NUM_WORST = 12  # mistakes kept for the report, per detector and run
 NUM_NAMED = 3  # offenders in a message
 OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that do not touch its crops
@@ -172,24 +168,22 @@ def _names(option: str, locations: Sequence[str]) -> list[str]:
         lengths = [length + (names.count(name) > 1) for name, length in zip(names, lengths, strict=True)]
 
 
-def _data(config: Config, location: str, name: str) -> Data:
-    videos = tables.read_table(storage.join(location, "videos"), "index")
-    counts = tables.count_values(videos["split"])
-    videos = videos.filter(pc.and_(pc.equal(videos["split"], config.split), pc.is_valid(videos["label"])))
-    num_real, num_fake = (pc.sum(pc.equal(videos["label"], label)).as_py() or 0 for label in (0, 1))
+def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:
+    """The labelled videos of the split. Raises UserError, which names their run's `location`, if a class is missing."""
+    chosen = videos.filter(pc.and_(pc.equal(videos["split"], split), pc.is_valid(videos["label"])))
+    num_real, num_fake = tables.count_classes(chosen["label"])
     if not num_real or not num_fake:
         raise UserError(
-            f"split {config.split!r} of {location} has {num_real} real and {num_fake} fake videos; both are needed. "
-            f"Videos per split: {counts}. See --split."
+            f"split {split!r} of {location} has {num_real} real and {num_fake} fake videos; both are needed. "
+            f"Videos per split: {tables.count_values(videos['split'])}. See --split."
         )
+    return chosen
+
+
+def _data(config: Config, location: str, name: str) -> Data:
+    videos = videos_to_test(tables.read_table(storage.join(location, "videos"), "index"), config.split, location)
+    info = tables.faces_info(location, with_crops=True)
     faces = storage.absolute(storage.join(location, "faces"))
-    info = tables.read_info(faces)
-    if not info:
-        raise UserError(
-            f"the faces table of {location} is missing or unfinished. Run: raydistal extract --out {location}"
-        )
-    if info["config"]["crops"] == "none":
-        raise UserError(f"{faces} keeps no crops. Run: raydistal extract --crops png with another --out")
     part_V = _parts_of(faces, videos["video_id"])
     if part_V.null_count:
         raise UserError(
@@ -203,14 +197,11 @@ def _data(config: Config, location: str, name: str) -> Data:
 
 def _parts_of(faces: str, video_id_V: pa.ChunkedArray) -> pa.ChunkedArray:
     """The name of the part that holds each video; null where there is none."""
-
-    def read(name: str) -> pa.Table:
-        filesystem, path = storage.resolve(storage.join(faces, name))
-        found = pq.read_table(path, columns=["video_id"], filesystem=filesystem)
-        return pa.table({"video_id": found["video_id"], "part": [name] * len(found)})
-
-    with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
-        rows = pa.concat_tables(list(pool.map(read, tables.part_names(faces))))
+    names = tables.part_names(faces)
+    found = tables.read_parts(faces, names, ["video_id"])
+    rows = pa.concat_tables(
+        part.append_column("part", pa.array([name] * len(part))) for name, part in zip(names, found, strict=True)
+    )
     return rows["part"].take(pc.index_in(video_id_V, value_set=rows["video_id"]))
 
 
@@ -299,13 +290,10 @@ def _stream(
 
     bound_queues()
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    num_nodes = sum(node["Alive"] for node in ray.nodes())
     pending = [(scores, missing) for scores, missing in pending if len(missing)]
     detectors = [checkpoint.load(scores.detector.location)[0] for scores, _ in pending]
     work = ray.put((detectors, pending))  # read once, handed to every actor by the object store
     sizes_px = sorted({detector.input_px for detector in detectors})
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # as in extract
     dataset = (
         ray.data.from_arrow(_by_parts(videos, num_cpus))
         .map_batches(
@@ -320,11 +308,7 @@ def _stream(
             fn_constructor_args=(work, config.batch_size, claim),
             batch_format="pyarrow",
             batch_size=VIDEOS_PER_PART,
-            compute=ray.data.ActorPoolStrategy(size=config.num_workers or num_gpus or num_nodes),  # as in extract
-            num_cpus=0,  # on CPUs the networks share the cores with decoding
-            num_gpus=1 if num_gpus else 0,
-            max_restarts=ATTEMPTS,
-            max_task_retries=-1,  # as in extract: max_restarts ends them
+            **network_actors(config.num_workers),
         )
     )
     try:
@@ -382,15 +366,11 @@ class ScoreStage:
         batch_size: int,
         claim: tables.Claim,
     ) -> None:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in extract: before torch loads
         import ray
-        import torch
 
+        device = start_torch()
         from raydistal.detector.scoring import Scorer
 
-        node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
-        torch.set_num_threads(max(1, int(node["Resources"].get("CPU", 1))))  # Ray sets 1 for an actor without CPUs
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
         detectors, self.pending = ray.get(work)
         self.scorers = [Scorer(detector, device, batch_size) for detector in detectors]
         self.claim = claim
@@ -469,14 +449,14 @@ def _about(detector: Known) -> dict[str, Any]:
 
 def _about_data(config: Config, data: Data) -> dict[str, Any]:
     datasets = sorted(set(data.videos["dataset"].to_pylist()))
-    num_fake = int(data.videos["label"].to_numpy().sum())
+    num_real, num_fake = tables.count_classes(data.videos["label"])
     return {
         "name": data.name,
         "location": data.location,
         "datasets": datasets,
         "synthetic": schemas.SYNTHETIC in datasets,
         "num_videos": len(data.videos),
-        "num_real": len(data.videos) - num_fake,
+        "num_real": num_real,
         "num_fake": num_fake,
         "protocol": _protocol_id(config, data),
         "num_resamples_skipped": {},  # they had one class only

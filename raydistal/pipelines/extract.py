@@ -6,10 +6,8 @@ Ray Data streams rows through these stages. What is in the `faces` table is done
 """
 
 import dataclasses
-import os
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ import pyarrow.compute as pc
 from raydistal import storage, tables
 from raydistal.errors import DecodeError, UserError, VideoError
 from raydistal.faces import crop, look
-from raydistal.pipelines.streaming import bound_queues
+from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, network_actors, start_torch
 from raydistal.progress import Progress
 from raydistal.schemas import conform, faces_schema, list_column
 from raydistal.video.sampling import Sampling
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 VIDEOS_PER_PART = 8  # what a crash can lose at most, per actor; some 80 faces fill a GPU, 8 MB with PNG crops
 COUNTED = ("num_frames_seen", "num_faces", "look_s", "feature_s")  # summed up over all rows
 MAX_TASKS = 20_000  # the driver holds a reference to each
-ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, because a lost node takes one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,15 +171,10 @@ def _stream(
 
     bound_queues()
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    num_nodes = sum(node["Alive"] for node in ray.nodes())
-    num_workers = config.feature_workers or num_gpus or num_nodes
     # Enough tasks to keep all CPUs busy to the end, not so many that starting them costs.
     videos_per_task = max(1, min(8, len(pending) // (8 * num_cpus)), len(pending) // MAX_TASKS)
     features = config.features
     columns = pending.select(["video_id", "uri", "label"])
-    # Retries have no other way in yet; Ray 2.64, which our range excludes, wants one.
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     weights = ray.put(state)  # read once, handed to every actor by the object store
     dataset = (
         ray.data.from_arrow(columns, override_num_blocks=-(-len(pending) // videos_per_task))
@@ -198,12 +190,7 @@ def _stream(
             fn_constructor_args=(weights, features.backbone, features.precision, schema, settings, claim),
             batch_format="pyarrow",
             batch_size=VIDEOS_PER_PART,
-            compute=ray.data.ActorPoolStrategy(size=num_workers),  # all at once: pools do not grow by themselves
-            # On CPUs the network shares the cores with decoding: reserving some would idle them half of the time.
-            num_cpus=0,
-            num_gpus=1 if num_gpus else 0,
-            max_restarts=ATTEMPTS,
-            max_task_retries=-1,  # tries fail by the moment until the loss of a node is noticed; max_restarts ends them
+            **network_actors(config.feature_workers),
         )
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
@@ -257,17 +244,11 @@ class FeatureStage:
         settings: dict[str, Any],
         claim: tables.Claim,
     ) -> None:
-        os.environ.setdefault(
-            "OMP_WAIT_POLICY", "PASSIVE"
-        )  # before torch loads: its threads would spin where others decode
         import ray
-        import torch
 
+        device = start_torch()
         from raydistal.features.backbones import FeatureExtractor
 
-        node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
-        torch.set_num_threads(max(1, int(node["Resources"].get("CPU", 1))))  # Ray sets 1 for an actor without CPUs
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
         self.extract = FeatureExtractor(backbone, ray.get(state), precision, device)
         self.schema, self.settings, self.claim = schema, settings, claim
         self.no_feature = np.empty((0, schema.field("feature").type.value_type.list_size), np.float16)

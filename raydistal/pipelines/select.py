@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
+from raydistal.pipelines.streaming import ATTEMPTS
 from raydistal.progress import Progress
 from raydistal.selection.ranking import Arrange
 from raydistal.selection.uncertainty import Strategy
@@ -34,7 +35,6 @@ NUM_SHOWN = 24  # least uncertain frames kept for the report's contact sheet
 NUM_BINS = 40
 VIDEOS_PER_BATCH = 16
 PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
-ATTEMPTS = 4  # as in extract: finite, and more than one lost node takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +94,12 @@ def run(config: Config) -> dict[str, Any]:
         covered = coverage(videos, _faces_summary(config), distilled["video_id"])
         tables.write_table(place["coverage"], covered, settings["coverage"])
     info = tables.read_info(place["representative"])
+    num_real, num_fake = tables.count_classes(distilled["label"])
     return {
         "videos": len(videos),
         "distilled": len(distilled),
-        "real": int(pc.sum(pc.equal(distilled["label"], 0)).as_py()),
-        "fake": int(pc.sum(pc.equal(distilled["label"], 1)).as_py()),
+        "real": num_real,
+        "fake": num_fake,
         "representative": info["num_rows"],
         "shortage": info["shortage"],
         "seconds": round(time.monotonic() - began, 1),
@@ -123,11 +124,7 @@ def _videos(config: Config) -> pa.Table:
 
 def _settings(config: Config, videos: pa.Table) -> dict[str, dict[str, Any]]:
     """What each table depends on; a table made with the same settings is up to date."""
-    faces = tables.read_info(storage.join(config.out, "faces"))
-    if not faces:
-        raise UserError(
-            f"the faces table of {config.out} is missing or unfinished. Run: raydistal extract --out {config.out}"
-        )
+    faces = tables.faces_info(config.out)
     digest = hashlib.blake2b(digest_size=8)
     for name in ("video_id", "label", "group_id"):
         digest.update("\n".join(map(str, videos[name].to_pylist())).encode())

@@ -1,5 +1,11 @@
 """How Ray Data runs the stages of a pipeline: all CPUs at work, and no stage far ahead of the next one."""
 
+import os
+import warnings
+from typing import Any
+
+ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, because a lost node takes one
+
 
 def bound_queues() -> None:
     """Sets up the datasets that this process makes from now on.
@@ -12,6 +18,37 @@ def bound_queues() -> None:
     context = ray.data.DataContext.get_current()
     context.op_resource_reservation_enabled = False
     context.set_config("backpressure_policies.enabled", [policy()])
+    # Retries have no other way in yet; Ray 2.64, which our range excludes, wants one.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+
+
+def network_actors(num_workers: int) -> dict[str, Any]:
+    """Options of `map_batches` for a stage whose actors hold networks; 0: one per GPU, without GPUs one per node."""
+    import ray
+    import ray.data
+
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    return {
+        # All at once: pools do not grow by themselves.
+        "compute": ray.data.ActorPoolStrategy(size=num_workers or num_gpus or num_nodes),
+        # On CPUs the networks share the cores with decoding: reserving some would idle them half of the time.
+        "num_cpus": 0,
+        "num_gpus": 1 if num_gpus else 0,
+        "max_restarts": ATTEMPTS,
+        "max_task_retries": -1,  # tries fail by the moment until the loss of a node is noticed; max_restarts ends them
+    }
+
+
+def start_torch() -> str:
+    """Loads torch in such an actor; returns its device. Call it before anything else imports torch."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait would spin where others decode
+    import ray
+    import torch
+
+    node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    torch.set_num_threads(max(1, int(node["Resources"].get("CPU", 1))))  # Ray sets 1 for an actor without CPUs
+    return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
 def policy() -> type:

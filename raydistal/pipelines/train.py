@@ -181,22 +181,16 @@ def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
     """The faces of each split."""
     from raydistal.detector.examples import choose, list_examples
 
+    tables.faces_info(config.data, with_crops=True)
     faces = storage.join(config.data, "faces")
-    info = tables.read_info(faces)
-    if not info:
-        raise UserError(
-            f"the faces table of {config.data} is missing or unfinished. Run: raydistal extract --out {config.data}"
-        )
-    if info["config"]["crops"] == "none":
-        raise UserError(f"{faces} keeps no crops. Run: raydistal extract --crops png with another --out")
     found = list_examples(faces, tables.part_names(faces), videos)
     split = pc.take(videos["split"], pc.index_in(found["video_id"], value_set=videos["video_id"]))
     train, val = (found.filter(pc.equal(split, name)) for name in ("train", "val"))
     train = choose(train, config.limits, config.seed)
-    counts = tables.count_values(train["label"])
-    if not counts.get("0") or not counts.get("1"):
+    num_real, num_fake = tables.count_classes(train["label"])
+    if not num_real or not num_fake:
         raise UserError(
-            f"no faces of one class to learn from: {counts.get('0', 0)} real, {counts.get('1', 0)} fake in split train"
+            f"no faces of one class to learn from: {num_real} real, {num_fake} fake in split train"
             f"{' of ' + config.manifest if config.manifest else ''}. Look at raydistal report --out {config.data}."
         )
     if len(train) < 2 * max(1, config.compute.num_workers):
@@ -258,8 +252,8 @@ def _go_on(job: Job) -> dict[str, Any] | None:
     return state
 
 
-def work(job: Job, feed: Feed, tell: Tell, device: str) -> None:
-    """Trains to the end, from the last finished epoch on. One process of one or several, each with its share."""
+def work(job: Job, state: dict[str, Any] | None, feed: Feed, tell: Tell, device: str) -> None:
+    """Trains to the end, from `state` on. One process of one or several, each with its share."""
     import torch
 
     from raydistal.detector.examples import plain_shares, rebatch, shuffled_shares
@@ -272,7 +266,6 @@ def work(job: Job, feed: Feed, tell: Tell, device: str) -> None:
     num_batches = -(-(len(part_N) // num_workers) // batch_size)
     detector = copy.deepcopy(job.detector)  # what Ray hands over cannot be written to
     training = Training(detector, recipe, num_batches, device, config.compute.faces_at_once, config.seed)
-    state = _go_on(job)
     if state:
         training.restore(state)
     while not training.is_finished:
@@ -309,8 +302,7 @@ def _note(training: "Training") -> str:
     return f"epoch {row['epoch'] + 1}: loss {row['train_loss']:.3f}{val}"
 
 
-def _progress(job: Job) -> Progress:
-    state = _go_on(job)
+def _progress(job: Job, state: dict[str, Any] | None) -> Progress:
     num_left = job.config.full_recipe().epochs - (state["epoch"] if state else 0)
     return Progress("train", max(0, num_left) * len(job.train), unit="faces")
 
@@ -323,13 +315,14 @@ def _here(job: Job) -> None:
     device = job.config.compute.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads, _progress(job) as progress:
+    state = _go_on(job)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads, _progress(job, state) as progress:
 
         def feed(split: Split, windows: list["Ints"], epoch: int | None) -> Iterator["Batch"]:
             for window in windows:
                 yield from load_window(job.source, getattr(job, split), window, epoch, threads)
 
-        work(job, lambda *given: _ahead(feed(*given)), progress.advance, device)
+        work(job, state, lambda *given: _ahead(feed(*given)), progress.advance, device)
 
 
 def _ahead(chunks: Iterator["Batch"]) -> Iterator["Batch"]:
@@ -376,7 +369,7 @@ def _in_workers(job: Job) -> None:
         ),
     )
     stop = threading.Event()
-    with _progress(job) as progress:
+    with _progress(job, _go_on(job)) as progress:
 
         def watch() -> None:
             is_last = False
@@ -438,8 +431,8 @@ def _worker(given: dict[str, Any]) -> None:
     import torch
 
     context, board, job = ray.train.get_context(), given["board"], ray.get(given["job"])
+    state = _go_on(job)
     if context.get_world_rank() == 0:
-        state = _go_on(job)
         ray.get(board.begin.remote(state["epoch"] if state else 0))
     torch.distributed.barrier()
     if ray.get(board.trouble.remote()):
@@ -450,7 +443,7 @@ def _worker(given: dict[str, Any]) -> None:
     options.enable_progress_bars = False
     try:
         feed = partial(_feed, job=given["job"])
-        work(job, feed, lambda *told: board.tell.remote(*told), ray.train.torch.get_device().type)
+        work(job, state, feed, lambda *told: board.tell.remote(*told), ray.train.torch.get_device().type)
     except UserError as error:
         ray.get(board.stop.remote(error))
         raise
@@ -464,7 +457,7 @@ def _feed(split: Split, windows: list["Ints"], epoch: int | None, job: "ray.Obje
 
     if not windows:
         return
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # as in extract
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # as in streaming
     rows = ray.data.from_items([{"window": window} for window in windows], override_num_blocks=len(windows))
     load = partial(_load, split=split, epoch=epoch, job=job)
     dataset = rows.map_batches(load, batch_size=1, num_cpus=CPUS_PER_TASK, max_retries=ATTEMPTS)
@@ -503,6 +496,7 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
     videos = videos.filter(pc.is_in(videos["video_id"], pc.unique(used)))
     datasets = sorted(set(videos["dataset"].to_pylist()))
     worker_seconds = sum(row["seconds"] * row["num_workers"] for row in history)
+    num_faces = {"train": tables.count_classes(job.train["label"]), "val": tables.count_classes(job.val["label"])}
     about = {
         "technique": "train",
         "weights": config.weights,
@@ -515,7 +509,7 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
             "synthetic": schemas.SYNTHETIC in datasets,
             "fingerprint": job.settings["train_faces"],
             "num_videos": {"train": 0, "val": 0} | tables.count_values(videos["split"]),
-            "num_faces": {split: _by_class(getattr(job, split)) for split in ("train", "val")},
+            "num_faces": {split: dict(zip(("real", "fake"), num, strict=True)) for split, num in num_faces.items()},
         },
         "cost": {
             "images": sum(row["images"] for row in history),
@@ -533,11 +527,6 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
     about = checkpoint.save(out, job.detector, about | {"versions": tables.versions()})
     report.write(out)
     return about
-
-
-def _by_class(examples: pa.Table) -> dict[str, int]:
-    counts = tables.count_values(examples["label"])
-    return {"real": counts.get("0", 0), "fake": counts.get("1", 0)}
 
 
 def _thresholds(val: pa.Table, logit_N: "Floats") -> dict[str, Any]:

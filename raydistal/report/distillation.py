@@ -135,7 +135,7 @@ def values(contents: Contents) -> dict[str, Any]:
 def tiles(contents: Contents) -> list[Tile]:
     """The headline numbers."""
     videos, faces, ranking = contents.videos, contents.faces, contents.ranking
-    real, fake = _split(videos)
+    real, fake = tables.count_classes(videos["label"])
     num_unlabelled = len(videos) - real - fake
     by_split = tables.count_values(videos["split"])
     notes = [f"{by_split[split]:,} {split}" for split in schemas.SPLITS if split in by_split]
@@ -152,7 +152,11 @@ def tiles(contents: Contents) -> list[Tile]:
         ("Distilled videos", contents.distilled, "distilled", [f"{_percent(contents)} of {len(ranking):,} ranked"]),
     ):
         is_there = name in contents.infos
-        made.append(Tile(title, len(table) if is_there else None, note if is_there else [], _split(table)))
+        made.append(
+            Tile(
+                title, len(table) if is_there else None, note if is_there else [], tables.count_classes(table["label"])
+            )
+        )
     return made
 
 
@@ -319,12 +323,6 @@ def _threshold(contents: Contents, label: int) -> float | None:
     lowest = pc.min(table["uncertainty"].filter(pc.equal(table["label"], label))).as_py()
     is_one_value = lowest is not None and math.isfinite(lowest) and (_setting(contents, "rounds") or 1) == 1
     return lowest if is_one_value else None
-
-
-def _split(table: pa.Table) -> tuple[int, int]:
-    """Number of real and fake rows."""
-    real, fake = (pc.sum(pc.equal(table["label"], label)).as_py() or 0 for label in (0, 1))
-    return real, fake
 
 
 def _percent(contents: Contents) -> str:
