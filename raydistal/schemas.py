@@ -85,6 +85,35 @@ TRAINED_ON = pa.schema(
     ]
 )
 
+TRIALS = pa.schema(
+    [
+        _required("trial", pa.string()),  # 12 hexadecimal digits of the point and the seed
+        _required("status", pa.string()),  # ok | stopped (early, by the scheduler) | failed
+        pa.field("error", pa.string()),  # null unless failed
+        _required("seed", pa.int64()),
+        pa.field("data", pa.float64()),  # share of the ranking that it learnt from; these columns are the point,
+        pa.field("prune", pa.float64()),  # null where the search has no such dimension
+        pa.field("alpha", pa.float64()),
+        pa.field("temperature", pa.float64()),
+        pa.field("kd_weight", pa.float64()),
+        pa.field("tau", pa.float64()),
+        pa.field("negatives", pa.int64()),
+        pa.field("bits", pa.int64()),
+        pa.field("detector", pa.string()),  # its directory; null if there is none
+        pa.field("accuracy", pa.float64()),  # these three on the faces of val
+        pa.field("auc", pa.float64()),
+        pa.field("loss", pa.float64()),
+        pa.field("num_params", pa.int64()),
+        pa.field("macs", pa.int64()),  # of one face, multiply-accumulates of the float network
+        pa.field("size_mb", pa.float64()),  # file, 1e6 bytes
+        _required("epochs", pa.int64()),
+        _required("images", pa.int64()),  # faces shown to the student, epochs counted
+        _required("seconds", pa.float64()),
+        _required("cpu_seconds", pa.float64()),
+        _required("gpu_seconds", pa.float64()),
+    ]
+)
+
 SCORES = pa.schema(
     [
         _required("video_id", pa.string()),
@@ -151,6 +180,21 @@ def faces_schema(feature_dim: int) -> pa.Schema:
             _required("detection_score", pa.list_(pa.float32())),
             pa.field("crop", pa.list_(pa.binary())),  # encoded image; null when crops are not kept
             _required("feature", pa.list_(pa.list_(pa.float16(), feature_dim))),
+        ]
+    )
+
+
+def teaching_schema(embedding_dim: int) -> pa.Schema:
+    """What a teacher says of every face; parts, rows and lists as in the `faces` table that it looked at.
+
+    The lists of a video that nobody learns from are empty.
+    """
+    return pa.schema(
+        [
+            _required("video_id", pa.string()),
+            _required("frame_index", pa.list_(pa.int32())),
+            _required("logit", pa.list_(pa.float32())),
+            _required("embedding", pa.list_(pa.list_(pa.float16(), embedding_dim))),
         ]
     )
 
