@@ -50,6 +50,7 @@ def write_dataset(
     seconds: float = 2.0,
     fps: int = 25,
     size_px: tuple[int, int] = (320, 240),
+    strength: float = 1.0,
     seed: int = 0,
     hostile: bool = True,
 ) -> int:
@@ -66,6 +67,7 @@ def write_dataset(
         seconds: length of each video.
         fps: frames per second.
         size_px: width and height.
+        strength: how visible the fakes are, see `synthetic_fakes`.
         seed: another one gives other people and clips.
         hostile: also make files that are damaged, misnamed, without a face, or no video at all.
 
@@ -77,10 +79,13 @@ def write_dataset(
             f"{num_identities} identities, {num_clips_per_identity} clips each, {num_fakes_per_clip} fakes of each: "
             f"use at least one identity, one clip, and from 0 to {len(METHODS)} fakes"
         )
+    if not 0 < strength <= 8:
+        raise UserError(f"the strength of the fakes must be above 0 and at most 8, not {strength}")
     _check(*size_px, seconds, fps)
-    settings = f"{num_identities=} {num_clips_per_identity=} {num_fakes_per_clip=} {seconds=} {fps=} {size_px=} {seed=}"
-    _claim(folder, f"{settings} {hostile=}")
-    write = partial(write_video, width_px=size_px[0], height_px=size_px[1], seconds=seconds, fps=fps)
+    settings = f"{num_identities=} {num_clips_per_identity=} {num_fakes_per_clip=} {seconds=} {fps=} {size_px=}"
+    _claim(folder, f"{settings} {strength=} {seed=} {hostile=}")
+    size = {"width_px": size_px[0], "height_px": size_px[1]}
+    write = partial(write_video, **size, seconds=seconds, fps=fps, strength=strength)
     jobs = list(_clips(write, num_identities, num_clips_per_identity, num_fakes_per_clip, seed))
     jobs += _hostile(write) if hostile else ()
     places = [(Path(folder, row["path"]), make) for row, make in jobs]
@@ -106,6 +111,7 @@ def write_video(
     identity: int = 0,
     clip: int = 0,
     method: str | None = None,
+    strength: float = 1.0,
     width_px: int = 320,
     height_px: int = 240,
     seconds: float = 2.0,
@@ -123,6 +129,7 @@ def write_video(
         identity: which person; any non-negative number.
         clip: which motion, light and room.
         method: one of synthetic_fakes.METHODS to fake this clip; None leaves it real.
+        strength: how visible that is, see `synthetic_fakes`.
         width_px: even, 96 or more, like height_px.
         height_px: the face is about 0.37 times as wide as this, or as width_px if that is less.
         seconds: length.
@@ -139,7 +146,8 @@ def write_video(
     _check(width_px, height_px, seconds, fps)
     num_frames = round(seconds * fps)
     scene = TalkingHead(identity, clip, width_px, height_px, num_frames, fps, noise)
-    draw = METHODS[method](scene, np.random.default_rng([identity, clip, 1])) if method else scene.frame
+    rng = np.random.default_rng([identity, clip, 1])
+    draw = METHODS[method](scene, rng, strength) if method else scene.frame
     options = {"crf": str(crf), "g": str(gop), "bf": str(bframes), "preset": preset}
     _encode(Path(path), map(draw, range(num_frames)), (width_px, height_px), fps, options)
 

@@ -133,10 +133,11 @@ def test_numbers_decide_what_is_in_a_video(tmp_path: Path) -> None:
     assert first not in (make(identity=5), make(identity=4, clip=1))
 
 
+@pytest.mark.parametrize("strength", [1, 4])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_fake_differs_from_its_original_in_the_face_only(method: str) -> None:
+def test_a_fake_differs_from_its_original_in_the_face_only(method: str, strength: float) -> None:
     scene = TalkingHead(8, 9, 320, 240, num_frames=40, fps=25, noise=2)
-    fake = METHODS[method](scene, np.random.default_rng(1))
+    fake = METHODS[method](scene, np.random.default_rng(1), strength)
     left, top, right, bottom = FACE
     for index in (0, 17, 39):
         real_HWC, fake_HWC, view = scene.frame(index), fake(index), scene.view(index)
@@ -145,6 +146,8 @@ def test_a_fake_differs_from_its_original_in_the_face_only(method: str) -> None:
         assert (fake_HWC == real_HWC)[~is_face_HW].all()
         changed = (fake_HWC != real_HWC).any(-1)[is_face_HW].mean()
         assert changed > (0.15 if method == "mouth_retexture" else 0.5)
+        weaker_HWC = METHODS[method](scene, np.random.default_rng(1), strength / 2)(index)
+        assert (fake_HWC != weaker_HWC).any(-1)[is_face_HW].mean() > 0.1
 
 
 def test_a_clip_is_the_same_at_any_size() -> None:
@@ -163,6 +166,7 @@ def test_a_clip_is_the_same_at_any_size() -> None:
         ({"seconds": 0.01}, "is no frame"),
         ({"num_fakes_per_clip": 6}, "from 0 to 5 fakes"),
         ({"num_identities": 0}, "at least one identity"),
+        ({"strength": 0}, "strength"),
     ],
 )
 def test_a_bad_request_is_refused(folder: Path, arguments: dict[str, object], message: str) -> None:
