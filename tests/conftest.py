@@ -16,6 +16,14 @@ from raydistal.faces import crop
 MILLISECOND = Fraction(1, 1000)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: what shares the local cluster runs in one process, first as it takes longest; else files do."""
+    for item in items:
+        on_cluster = item.path.parent.name == "pipelines"
+        item.add_marker(pytest.mark.xdist_group("cluster" if on_cluster else str(item.path)))
+    items.sort(key=lambda item: (item.path.parent.name != "pipelines", item.path.parent.name != "faults"))
+
+
 def write_clip(
     path: Path,
     codec: str = "libx264",

@@ -95,14 +95,15 @@ def read_index(path: str) -> PacketIndex:
 
 
 def decode_frames(path: str, index: PacketIndex, wanted_K: npt.NDArray[np.int64]) -> Iterator[Frame]:
-    """Yields the frames with these indices, one at a time; those that are damaged or do not decode are left out.
+    """Yields the frames with these indices in ascending order; those that are damaged or do not decode are left out.
 
-    They come in ascending order, except that frames of a damaged stream may come late. Raises DecodeError as
-    `read_index` does.
+    Raises DecodeError as `read_index` does.
     """
-    wanted = {int(index.pts_N[i]): int(i) for i in wanted_K}
+    wanted = {int(index.pts_N[i]): int(i) for i in np.sort(wanted_K)}
     if index.sparse:
         for frame in _in_order(_decode_sparse(path, index, wanted), index, wanted):
+            if frame.index != next(iter(wanted.values())):
+                break  # one before it did not come out: damaged, or held back until an intra refresh was complete
             del wanted[int(index.pts_N[frame.index])]
             yield frame
     if wanted:

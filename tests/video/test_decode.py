@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from raydistal.errors import DecodeError
@@ -65,6 +65,7 @@ CODECS = [
     steps_ms=st.sampled_from([[40], [17, 80, 33], [10, 200]]),
     wanted=st.sets(st.integers(0, 29), min_size=1, max_size=8),
 )
+@example(codec=CODECS[4], gop=12, bframes=0, steps_ms=[40], wanted={0, 12, 22})  # 12 to 21 come out of no GOP alone
 def test_exact_over_codecs(make_clip, codec, gop, bframes, steps_ms, wanted):
     name, suffix, options, pix_fmt = codec
     if suffix == "avi":
