@@ -84,8 +84,8 @@ def write_dataset(
     _check(*size_px, seconds, fps)
     settings = f"{num_identities=} {num_clips_per_identity=} {num_fakes_per_clip=} {seconds=} {fps=} {size_px=}"
     _claim(folder, f"{settings} {strength=} {seed=} {hostile=}")
-    size = {"width_px": size_px[0], "height_px": size_px[1]}
-    write = partial(write_video, **size, seconds=seconds, fps=fps, strength=strength)
+    width_px, height_px = size_px
+    write = partial(write_video, width_px=width_px, height_px=height_px, seconds=seconds, fps=fps, strength=strength)
     jobs = list(_clips(write, num_identities, num_clips_per_identity, num_fakes_per_clip, seed))
     jobs += _hostile(write) if hostile else ()
     places = [(Path(folder, row["path"]), make) for row, make in jobs]

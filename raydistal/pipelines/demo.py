@@ -21,6 +21,8 @@ class Config:
     """Share of the training videos to keep."""
     frames: int = 60
     """Representative frames to find, half of each class."""
+    strength: float = 1.0
+    """How visible the fakes are, up to 8. At 4, a small network learns from a thousand faces to tell them."""
     seed: int = 0
     """Of the synthetic people."""
 
@@ -38,7 +40,7 @@ def run(config: Config) -> dict[str, Any]:
 
     videos, out = storage.join(config.out, "synthetic"), storage.join(config.out, "run")
     print(f"demo: drawing synthetic videos of {config.identities} people in {videos}", file=sys.stderr)
-    write_dataset(videos, num_identities=config.identities, seed=config.seed)
+    write_dataset(videos, num_identities=config.identities, strength=config.strength, seed=config.seed)
     features = extract.Features()
     try:
         load_weights(features.backbone, features.weights)
