@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from raydistal import storage
+from raydistal.datasets import deeperforensics
 from raydistal.datasets.annotations import read_json
 from raydistal.datasets.layout import VIDEO_SUFFIXES, Entry, components, counted, is_media, suffix
 from raydistal.errors import UserError
@@ -40,8 +41,8 @@ class _Video(NamedTuple):
 
 
 def matches(files: Sequence[str]) -> bool:
-    """True if there are videos where FaceForensics++ has them."""
-    return any(_parse(path) for path in files)
+    """True if there are videos where FaceForensics++ has them, and not beside those of DeeperForensics."""
+    return any(_parse(path) for path in files) and not deeperforensics.matches(files)
 
 
 def read(root: str, files: Sequence[str], compression: str = "") -> tuple[list[Entry], list[str]]:

@@ -4,7 +4,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from raydistal import storage
-from raydistal.datasets import celebdf, dfdc, faceforensics, folders, manifest
+from raydistal.datasets import (
+    celebdf,
+    deeperforensics,
+    deepfakebench,
+    dfdc,
+    dfdcp,
+    faceforensics,
+    folders,
+    forensynths,
+    manifest,
+    synthbuster,
+    wilddeepfake,
+)
 from raydistal.datasets.layout import ANNOTATION_SUFFIXES, Entry, counted, is_media, suffix
 from raydistal.errors import UserError
 
@@ -27,6 +39,12 @@ LAYOUTS = {
     ),
     "celebdf": Layout("Celeb-real/, YouTube-real/ and Celeb-synthesis/", celebdf.matches, celebdf.read),
     "dfdc": Layout("metadata.json or labels.csv beside the videos", dfdc.matches, dfdc.read),
+    "dfdcp": Layout("dataset.json beside original_videos/, method_A/ and method_B/", dfdcp.matches, dfdcp.read),
+    "deeperforensics": Layout("manipulated_videos/*/", deeperforensics.matches, deeperforensics.read),
+    "wilddeepfake": Layout("real_train/, fake_train/, real_test/, fake_test/", wilddeepfake.matches, wilddeepfake.read),
+    "forensynths": Layout("0_real/ and 1_fake/ below generators", forensynths.matches, forensynths.read),
+    "synthbuster": Layout("images named as in RAISE: r000da54ft", synthbuster.matches, synthbuster.read),
+    "deepfakebench": Layout("dataset_json/*.json", deepfakebench.matches, deepfakebench.read),
 }
 MANIFEST = "manifest.csv or manifest.parquet, or such a file itself"
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from raydistal.errors import DecodeError
 from raydistal.faces.crop import encode, resize, square_around
 from raydistal.faces.detect import Haar, LargestFace, YuNet, whole_frame
+from raydistal.faces.equalize import Equalizer
 from raydistal.schemas import list_column
 from raydistal.video.decode import Frame, decode_frames, read_index
 from raydistal.video.sampling import Sampling
@@ -28,26 +29,32 @@ def look(
     margin: float,
     size_px: int,
     crops: str,
+    equalize: str = "",
 ) -> pa.Table:
     """The faces of one local file: a row as `row` makes it, its status ok or no_face.
 
     With detector "none" the whole frame is resized, as in DeepDistAL section 3; otherwise the square around the face.
+    With `equalize`, as `Equalizer.parse` reads it, this is done on the equalized frame; boxes stay in source pixels.
 
     Raises:
-        DecodeError: not a video, or none of the sampled frames could be decoded.
+        DecodeError: not a video, none of the sampled frames could be decoded, or one is too small to equalize.
     """
     index = read_index(path)
     wanted_K = Sampling.parse(sample).pick(index.pts_s_N, video_id)
     largest_face = LargestFace(make_detector(detector, scale_factor, min_neighbors, min_face))
+    equalizer = Equalizer.parse(equalize) if equalize else None
     found, num_frames_seen = [], 0
-    for frame in decode_frames(path, index, wanted_K):
+    for source in decode_frames(path, index, wanted_K):
         num_frames_seen += 1
+        frame = equalizer(source) if equalizer else source
         if face := largest_face(frame):
             box_4, score = face
             rgb_HWC = frame.rgb()
             if detector != "none":
                 x0, y0, x1, y1 = square_around(box_4, margin, *rgb_HWC.shape[:2])
                 rgb_HWC = rgb_HWC[y0:y1, x0:x1]
+            if equalizer:
+                box_4 = equalizer.to_source(box_4, *source.luma().shape)
             found.append(Face(frame.index, frame.pts_s, box_4, score, resize(rgb_HWC, size_px)))
     if not num_frames_seen:
         raise DecodeError(f"none of the {len(wanted_K)} sampled frames could be decoded")

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from raydistal import storage, tables
 from raydistal.errors import DecodeError, UserError, VideoError
 from raydistal.faces import crop, look
+from raydistal.faces.equalize import Equalizer
 from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, network_actors, start_torch
 from raydistal.progress import Progress
 from raydistal.schemas import conform, faces_schema, list_column
@@ -55,9 +56,14 @@ class Faces:
     """Side of the square crop."""
     crops: str = "png"
     """Crops kept in the table: png (lossless), jpeg:QUALITY, or none."""
+    equalize: str = ""
+    """SIZE:QUALITY, such as 512:90: first make all frames squares of that many pixels, once compressed as JPEG. For
+    datasets whose real and fake files differ in size or format, which a detector would learn instead."""
 
     def __post_init__(self) -> None:
         crop.check_format(self.crops)
+        if self.equalize:
+            Equalizer.parse(self.equalize)
         if not (self.scale_factor > 1 and self.min_neighbors >= 1 and 0 < self.min_face < 1 and self.margin >= 0):
             raise UserError("need --scale-factor > 1, --min-neighbors >= 1, 0 < --min-face < 1 and --margin >= 0")
         if not 32 <= self.size_px <= 1024:
@@ -154,6 +160,8 @@ def _summary(out: str, statuses: Counter[str], num_before: int, num_faces: int, 
 def result_settings(config: Config) -> dict[str, Any]:
     """The part of the config that decides what is in a row: rows made with another one are not mixed with these."""
     faces, features = dataclasses.asdict(config.faces), dataclasses.asdict(config.features)
+    if not faces["equalize"]:
+        del faces["equalize"]  # as in the tables that were made before there was such a thing
     return {"sample": config.sample, "sample_fake": config.sample_fake or config.sample} | faces | features
 
 

@@ -21,7 +21,20 @@ class Config:
     """Folder or URI of the run; the table is written to OUT/videos."""
     dataset: str = ""
     """Name of the dataset, part of every video_id; default: the name of its folder."""
-    layout: Literal["auto", "folders", "manifest", "faceforensics", "celebdf", "dfdc"] = "auto"
+    layout: Literal[
+        "auto",
+        "folders",
+        "manifest",
+        "faceforensics",
+        "celebdf",
+        "dfdc",
+        "dfdcp",
+        "deeperforensics",
+        "wilddeepfake",
+        "forensynths",
+        "synthbuster",
+        "deepfakebench",
+    ] = "auto"
     """Arrangement of the files; auto finds it."""
     compression: str = ""
     """FaceForensics++ only: raw (or c0), c23 or c40; default: c23, or the only one there."""

@@ -1,16 +1,32 @@
+import json
+from typing import get_args, get_type_hints
+
 import pytest
 
 from raydistal.datasets import layouts
 from raydistal.errors import UserError
+from raydistal.pipelines import index
 
 TREES = {
     "folders": ["real/a.mp4", "fake/a.mp4"],
     "faceforensics": ["original_sequences/youtube/c23/videos/000.mp4"],
     "celebdf": ["Celeb-real/id0_0000.mp4"],
     "dfdc": ["a.mp4"],
+    "dfdcp": ["original_videos/1/a.mp4"],
+    "deeperforensics": ["manipulated_videos/end_to_end/000_M101.mp4", "original_sequences/youtube/c23/videos/000.mp4"],
+    "wilddeepfake": ["real_train/1/0.png", "fake_test/2/0.png"],
+    "forensynths": ["test/crn/0_real/0.png", "train/car/1_fake/0.png"],
+    "synthbuster": ["RAISE/r000da54ft.TIF", "dalle2/r000da54ft.png"],
+    "deepfakebench": ["UADFV/real/frames/0000/000.png", "UADFV/fake/frames/0000/000.png"],
     "manifest": ["a.mp4", "real/b.mp4", "fake/c.mp4"],
 }
-TEXTS = {"dfdc": {"metadata.json": '{"a.mp4": {"label": "REAL"}}'}, "manifest": {"manifest.csv": "path\na.mp4\n"}}
+UADFV = {"UADFV": {"UADFV_Real": {"test": {"0000": {"label": "", "frames": ["UADFV/real/frames/0000/000.png"]}}}}}
+TEXTS = {
+    "dfdc": {"metadata.json": '{"a.mp4": {"label": "REAL"}}'},
+    "dfdcp": {"dataset.json": '{"original_videos/1/a.mp4": {"label": "real", "set": "train", "target_id": 1}}'},
+    "deepfakebench": {"dataset_json/UADFV.json": json.dumps(UADFV)},
+    "manifest": {"manifest.csv": "path\na.mp4\n"},
+}
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -19,6 +35,11 @@ def test_found_and_named(tree, name):
     found = layouts.read(root)
     assert (found.layout, found.root) == (name, root)
     assert found == layouts.read(root, name)
+
+
+def test_all_can_be_asked_for():
+    asked = get_args(get_type_hints(index.Config)["layout"])
+    assert set(asked) == set(TREES) | {"auto"} == {*layouts.LAYOUTS, "auto", "manifest"}
 
 
 def test_a_manifest_file(tree):
@@ -53,6 +74,12 @@ def test_nothing_found_says_what_is_there_and_what_was_looked_for(tree):
   faceforensics: original_sequences/*/*/videos/ and manipulated_sequences/*/*/videos/
   celebdf: Celeb-real/, YouTube-real/ and Celeb-synthesis/
   dfdc: metadata.json or labels.csv beside the videos
+  dfdcp: dataset.json beside original_videos/, method_A/ and method_B/
+  deeperforensics: manipulated_videos/*/
+  wilddeepfake: real_train/, fake_train/, real_test/, fake_test/
+  forensynths: 0_real/ and 1_fake/ below generators
+  synthbuster: images named as in RAISE: r000da54ft
+  deepfakebench: dataset_json/*.json
 Point --videos at the folder that holds these, or write a manifest with the columns path and label."""
     )
     for wrong in ("folders", "manifest", "unheard"):

@@ -1,0 +1,124 @@
+"""DeepfakeBench: `dataset_json/<dataset>.json` and the extracted frames that it names.
+
+    {dataset: {label: {train | val | test: {[c23 | c40 | raw:] {video: {"label": ..., "frames": [path, ...]}}}}}}
+
+Each frame is a video of one frame. A label such as FF-real or CelebDFv2_real is real, all others are the method of
+fakes. A group holds the frames of a video and of all videos that share its source: pairs of FaceForensics++ (000_003)
+are joined; elsewhere it is the person shown (id0 in id0_id1_0000, 01 in 01_02__scene__X).
+
+DeepfakeBench lists videos in several splits, of Celeb-DF all test videos in train as well. Here each frame is in one:
+test before val, val before train.
+"""
+
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from raydistal import storage
+from raydistal.datasets.annotations import read_json
+from raydistal.datasets.layout import Entry, components, counted, is_media
+from raydistal.errors import UserError
+
+FOLDER = "dataset_json"
+PLACES = ("", "rgb", "datasets", "datasets/rgb")  # where frames may lie below the root
+SPLITS = ("train", "val", "test")  # a later one counts
+LEVELS = ("raw", "c23", "c40")
+PAIR = re.compile(r"(\d{3})_(\d{3})")
+PERSON = re.compile(r"(id\d+)_.+|(\d+)(?:_\d+)?__.+")
+
+
+class _Frame(NamedTuple):
+    path: str
+    dataset: str
+    label: str
+    split: str
+    level: str | None
+    video: str
+
+
+def matches(files: Sequence[str]) -> bool:
+    """True if there is a JSON file in a folder dataset_json."""
+    return any(_is_list(path) for path in files)
+
+
+def read(root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
+    """Entries and warnings from relative paths and all JSON files in dataset_json.
+
+    Raises:
+        UserError: a file is not of this structure.
+    """
+    listed = [frame for path in files if _is_list(path) for frame in _read_list(storage.join(root, path))]
+    media = {path for path in files if is_media(path)}
+    split_of: dict[str, str] = {}
+    found: dict[str, _Frame] = {}
+    absent, shared = set(), set()
+    for frame in listed:
+        path = next((place for place in _places(frame.path) if place in media), None)
+        if path is None:
+            absent.add(frame.path)
+            continue
+        found.setdefault(path, frame)
+        if split_of.setdefault(path, frame.split) != frame.split:
+            shared.add(path)
+            split_of[path] = max(split_of[path], frame.split, key=SPLITS.index)
+    group_of = components((match[1], match[2]) for frame in found.values() if (match := PAIR.fullmatch(frame.video)))
+    entries = [_entry(path, frame, group_of, split_of[path]) for path, frame in found.items()]
+    return entries, [
+        *counted(shared, "frames are listed in several splits; each stays in the last of train, val, test"),
+        *counted(absent, "frames of dataset_json are absent"),
+        *counted(media - found.keys(), "videos or images are not in dataset_json and are left out"),
+    ]
+
+
+def _entry(path: str, frame: _Frame, group_of: Mapping[str, str], split: str) -> Entry:
+    is_fake = not frame.label.casefold().endswith("real")
+    pair, person = PAIR.fullmatch(frame.video), PERSON.fullmatch(frame.video)
+    shown = pair[1] if pair else (person[1] or person[2]) if person else frame.video
+    return Entry(
+        path=path,
+        label=int(is_fake),
+        group=f"{frame.dataset}/{group_of.get(shown, shown)}",
+        method=frame.label if is_fake else None,
+        compression=frame.level,
+        split=split,
+        dataset=frame.dataset,
+    )
+
+
+def _is_list(path: str) -> bool:
+    return posixpath.basename(posixpath.dirname(path)) == FOLDER and path.endswith(".json")
+
+
+def _places(path: str) -> Iterator[str]:
+    """Where a listed frame may lie: lists were written on other machines, some of them with backslashes."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        for place in PLACES:
+            yield posixpath.join(place, *parts[start:])
+
+
+def _read_list(location: str) -> Iterator[_Frame]:
+    for dataset, of_dataset in _items(read_json(location), location):
+        for label, of_label in _items(of_dataset, location):
+            for split, of_split in _items(of_label, location):
+                if split not in SPLITS:
+                    raise UserError(f"{location}: unknown split {split!r} of {dataset}, {label}")
+                yield from _read_split(_Frame("", dataset, label, split, None, ""), of_split, location)
+
+
+def _read_split(known: _Frame, content: Any, location: str) -> Iterator[_Frame]:
+    for name, fields in _items(content, location):
+        if name in LEVELS and known.level is None and not (isinstance(fields, dict) and "frames" in fields):
+            yield from _read_split(known._replace(level=name), fields, location)
+            continue
+        frames = fields.get("frames") if isinstance(fields, dict) else None
+        if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
+            raise UserError(f"{location}: the video {name!r} of {known.label} has no list of frames")
+        yield from (known._replace(path=frame, video=name) for frame in frames)
+
+
+def _items(content: Any, location: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(content, dict):
+        raise UserError(f"{location} is no list of DeepfakeBench: dataset -> label -> split -> video -> frames")
+    yield from content.items()

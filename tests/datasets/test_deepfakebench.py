@@ -1,0 +1,73 @@
+import json
+
+import pytest
+
+from raydistal.datasets import deepfakebench
+from raydistal.datasets.layout import Entry
+from raydistal.errors import UserError
+
+
+def video(label, *frames):
+    return {"label": label, "frames": list(frames)}
+
+
+FF = "FaceForensics++/original_sequences/youtube/c23/frames/{}.png"
+FAKE = "FaceForensics++/manipulated_sequences/Deepfakes/c23/frames/000_003/{}.png"
+CELEB = "Celeb-DF-v2/Celeb-{}/frames/{}.png"
+LISTS = {
+    "FaceForensics++": {
+        "FF-real": {
+            "train": {"c23": {"000": video("FF-real", FF.format("000/000"), FF.format("000/009"))}},
+            "val": {"c23": {}},
+            "test": {"c23": {"003": video("FF-real", FF.format("003/000"))}},
+        },
+        "FF-DF": {"train": {"c23": {"000_003": video("FF-DF", "./datasets/rgb/" + FAKE.format("000"))}}},
+    },
+    "Celeb-DF-v2": {
+        "CelebDFv2_real": {
+            split: {"id0_0000": video("CelebDFv2_real", "Celeb-DF-v2\\Celeb-real\\frames\\id0_0000\\0.png")}
+            for split in ("train", "val", "test")
+        },
+        "CelebDFv2_fake": {"train": {"id0_id1_0003": video("CelebDFv2_fake", CELEB.format("synthesis", "a/1"))}},
+    },
+}
+
+
+def test_official_layout(tree):
+    names = [f"preprocessing/dataset_json/{name}.json" for name in LISTS]
+    media = [f"rgb/{FF.format(name)}" for name in ("000/000", "000/009", "003/000")]
+    media += [f"rgb/{FAKE.format('000')}", f"rgb/{CELEB.format('real', 'id0_0000/0')}", "rgb/other.png"]
+    texts = {name: json.dumps({key: LISTS[key]}) for name, key in zip(names, LISTS, strict=True)}
+    root = tree(media, texts)
+    assert deepfakebench.matches([*names, *media])
+    ff = {"dataset": "FaceForensics++", "compression": "c23", "group": "FaceForensics++/000"}
+    assert deepfakebench.read(root, [*names, *media]) == (
+        [
+            Entry(path=media[0], label=0, split="train", **ff),
+            Entry(path=media[1], label=0, split="train", **ff),
+            Entry(path=media[2], label=0, split="test", **ff),  # the face in 000_003
+            Entry(path=media[3], label=1, split="train", method="FF-DF", **ff),
+            Entry(path=media[4], label=0, split="test", dataset="Celeb-DF-v2", group="Celeb-DF-v2/id0"),
+        ],
+        [
+            "1 frames are listed in several splits; each stays in the last of train, val, test: "
+            "rgb/Celeb-DF-v2/Celeb-real/frames/id0_0000/0.png",
+            "1 frames of dataset_json are absent: Celeb-DF-v2/Celeb-synthesis/frames/a/1.png",
+            "1 videos or images are not in dataset_json and are left out: rgb/other.png",
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "is no list of DeepfakeBench"),
+        ({"UADFV": {"UADFV_Real": {"training": {}}}}, "unknown split 'training' of UADFV, UADFV_Real"),
+        ({"UADFV": {"UADFV_Real": {"test": {"0001": {"label": "UADFV_Real"}}}}}, "'0001' of UADFV_Real has no list"),
+        ({"FF": {"FF-DF": {"test": {"c23": []}}}}, "is no list of DeepfakeBench"),
+    ],
+)
+def test_bad_list(tree, content, message):
+    root = tree([], {"dataset_json/a.json": json.dumps(content)})
+    with pytest.raises(UserError, match=message):
+        deepfakebench.read(root, ["dataset_json/a.json"])
