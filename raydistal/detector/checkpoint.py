@@ -1,8 +1,8 @@
 """A trained detector on disk or in an object store: a directory with weights.safetensors and detector.json.
 
 weights.safetensors  the state dict of timm's network, by timm's names
-detector.json        what it is (architecture, input_px, mean, std, digest of the weights) and how it came about;
-                     written last, so its presence says that the detector is complete
+detector.json        what it is (architecture, shapes if pruned, adapter, input_px, mean, std, digest of the weights)
+                     and how it came about; written last, so its presence says that the detector is complete
 
 No pickle: nothing that is loaded can run code.
 """
@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError
 
 from raydistal import storage
-from raydistal.detector.zoo import Detector
+from raydistal.detector import adapters, shapes
+from raydistal.detector.zoo import Detector, dry_run
 from raydistal.errors import UserError
 from raydistal.features.backbones import find_misfit, state_digest
 
@@ -41,6 +42,8 @@ def save(location: str, detector: Detector, about: Mapping[str, Any]) -> dict[st
     itself = {
         "format": FORMAT,
         "architecture": detector.architecture,
+        "shapes": shapes.read(detector.network, fresh(detector).network),
+        "adapter": detector.adapter,
         "input_px": detector.input_px,
         "mean": list(detector.mean),
         "std": list(detector.std),
@@ -54,28 +57,56 @@ def save(location: str, detector: Detector, about: Mapping[str, Any]) -> dict[st
     return content
 
 
+def fresh(detector: Detector) -> Detector:
+    """What the detector was before it was pruned, on the meta device: shapes alone."""
+    with torch.device("meta"):
+        found = Detector(detector.architecture, detector.input_px)
+        if detector.adapter:
+            adapters.add_bottlenecks(found, detector.adapter)
+    return found
+
+
 def load(location: str) -> tuple[Detector, dict[str, Any]]:
     """The detector, in evaluation mode on the CPU, and the content of its detector.json.
 
     Raises:
-        UserError: a file is missing, damaged, of another format, or does not fit the other to the last bit; the message
-            names it and says what to do.
+        UserError: a file is missing, damaged, of another format, or does not fit the other to the last bit, or the
+            detector was exported for another runtime; the message names it and says what to do.
     """
     about = read_about(location)
+    if about.get("runtime", "torch") != "torch":
+        parent = (about.get("parent") or {}).get("location", "of --detector when it was exported")
+        raise UserError(
+            f"{location} was exported for {about['runtime']} and cannot be changed any more: use the detector {parent}"
+        )
     weights = storage.join(location, WEIGHTS)
     try:
         with storage.local_copy(weights) as path:
             state = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {weights}: {error}. {AGAIN} {location}") from error
-    with torch.random.fork_rng(devices=[]):
-        detector = Detector(about["architecture"], about["input_px"], about["mean"], about["std"]).eval()
+    detector = _build(location, about)
     if misfit := find_misfit(state, detector.network.state_dict()):
         raise UserError(f"{weights} does not fit {about['architecture']}: {misfit}. {AGAIN} {location}")
     if state_digest(state) != about["digest"]:
         raise UserError(f"{weights} is not what {INFO} beside it was written for. {AGAIN} {location}")
     detector.network.load_state_dict(state)
     return detector, about
+
+
+def _build(location: str, about: Mapping[str, Any]) -> Detector:
+    """The detector without its weights."""
+    with torch.random.fork_rng(devices=[]):
+        detector = Detector(about["architecture"], about["input_px"], about["mean"], about["std"]).eval()
+        if about.get("adapter"):
+            adapters.add_bottlenecks(detector, about["adapter"])
+    if about.get("shapes"):
+        try:
+            shapes.apply(detector.network, about["shapes"])
+            dry_run(detector)  # its layers fit each other
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{storage.join(location, INFO)} is damaged: {error}. {AGAIN} {location}") from error
+    return detector
 
 
 def exists(location: str) -> bool:
@@ -98,6 +129,7 @@ IS_VALID: dict[str, Callable[[Any], bool]] = {
     "mean": lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_number, value)),
     "std": lambda value: isinstance(value, list) and len(value) == 3 and all(_is_number(v) and v > 0 for v in value),
     "digest": lambda value: isinstance(value, str),
+    "adapter": lambda value: not value or (isinstance(value, str) and adapters.is_bottleneck(value)),
 }
 
 

@@ -3,6 +3,7 @@
 N crops, S = input_px, D numbers per embedding.
 """
 
+import copy
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,7 @@ class Detector(nn.Module):
         found = parse_architecture(architecture)
         config = timm_config(found.timm_name)
         self.architecture = architecture
+        self.adapter = ""  # bottleneck:R, see `adapters`
         self.input_px = input_px or found.input_px
         if not MIN_PX <= self.input_px <= MAX_PX:
             raise UserError(f"--input-px must be from {MIN_PX} to {MAX_PX}, not {self.input_px}")
@@ -107,14 +109,17 @@ class Detector(nn.Module):
         embedding_ND: torch.Tensor = self.network.forward_head(maps_NCHW, pre_logits=True)
         return embedding_ND
 
-    def groups(self) -> list[list[str]]:
+    def groups(self, coarse: bool = True) -> list[list[str]]:
         """Names of the parameters, as in `named_parameters`, layer by layer from the input; the classifier is last.
+
+        Args:
+            coarse: by stage, where the network has stages; else by block.
 
         Raises:
             UserError: timm does not say how this network's layers are grouped (four of its families).
         """
         try:
-            matcher = self.network.group_matcher(coarse=True)
+            matcher = self.network.group_matcher(coarse=coarse)
         except (AttributeError, AssertionError) as error:
             raise UserError(
                 f"{self.architecture} cannot be trained layer by layer, timm names no groups of its layers: choose "
@@ -184,17 +189,27 @@ def train_only(detector: Detector, names: Set[str] | None = None) -> None:
             module.eval()
 
 
+def dry_run(detector: Detector) -> None:
+    """Runs shapes alone of it and of one face, for what can be seen on the way; costs no computation.
+
+    Raises:
+        RuntimeError, AssertionError, ValueError: the layers do not fit each other or the face.
+    """
+    size_px = detector.input_px
+    with torch.no_grad():
+        copy.deepcopy(detector).to("meta").eval()(torch.empty(1, size_px, size_px, 3, device="meta"))
+
+
 def _try_out(architecture: str, input_px: int) -> None:
-    """Raises UserError unless the network takes crops of the size; costs no memory: shapes alone."""
-    with torch.device("meta"), torch.inference_mode():
-        detector = Detector(architecture, input_px).eval()
-        size_px = detector.input_px
-        try:
-            detector(torch.empty(1, size_px, size_px, 3))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise UserError(
-                f"{architecture} cannot take crops of {size_px} pixels: {error}. Choose another --input-px."
-            ) from error
+    """Raises UserError unless the network takes crops of the size; costs no memory."""
+    with torch.device("meta"):
+        detector = Detector(architecture, input_px)
+    try:
+        dry_run(detector)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"{architecture} cannot take crops of {detector.input_px} pixels: {error}. Choose another --input-px."
+        ) from error
 
 
 def _load_body(detector: Detector, weights: str) -> None:

@@ -1,4 +1,4 @@
-"""The page of a detector: what it was made of, how it learnt, what it cost."""
+"""The page of a detector: what it was made of, how it was pruned, how it learnt, what it cost."""
 
 import json
 import shlex
@@ -24,7 +24,9 @@ def write(location: str) -> str:
         about: About = json.loads(storage.read_bytes(storage.join(location, "detector.json")))
     except FileNotFoundError as error:
         raise UserError(f"no detector at {location}. Make it first: raydistal train --out {location}") from error
+    pruned = about.get("pruning")
     pictures = [learning_curves(about)] if about["history"] else []
+    pictures += [pruning_curves(pruned)] if pruned else []
     return page.write(
         location,
         "training.html.j2",
@@ -33,11 +35,14 @@ def write(location: str) -> str:
         is_synthetic=about["data"]["synthetic"],
         tiles=tiles(about),
         notices=notices(about),
+        pruned=losses(pruned) if pruned else "",
+        steps=steps(pruned) if pruned else None,
+        layers=layers(pruned) if pruned else None,
         course=course(about),
         epochs=epochs(about),
         commands=commands(location, about),
         made_of=made_of(about),
-        configs={"train": about["settings"]},
+        configs={about["technique"]: about["settings"]},
         versions=about["versions"],
     )
 
@@ -51,11 +56,13 @@ def tiles(about: About) -> list[Tile]:
         measured = [f"accuracy {percent(best['val_accuracy']).text} %"]
         measured += [f"{sum(of_val.values()):,} faces of {count(data['num_videos']['val'], 'video')}"]
     num_videos = count(data["num_videos"]["train"], "video")
+    parent = about["pruning"]["before"]["params"] if "pruning" in about else 0
+    fewer = [f"{percent(1 - about['num_params'] / parent).text} % fewer than {millions(parent)}"] if parent else []
     side = f"{about['input_px']} x {about['input_px']} px"
     return [
         Tile("Faces learnt from", sum(faces.values()), [f"of {num_videos}"], (faces["real"], faces["fake"])),
         Tile("Validation AUC", decimal(best.get("val_auc")).text, measured),
-        Tile("Parameters", millions(about["num_params"]), [f"input {side}"]),
+        Tile("Parameters", millions(about["num_params"]), [*fewer, f"input {side}"]),
         Tile("Training time", duration(cost["seconds"]), [f"{cost['images']:,} images", _device(cost)]),
     ]
 
@@ -85,6 +92,77 @@ def notices(about: About) -> list[str]:
             f"{many / max(1, few):.3g} times as many faces of one class as of the other were there to learn from."
         )
     return found
+
+
+def losses(pruned: About) -> str:
+    """What pruning took away, in words."""
+    before, after = pruned["before"], pruned["after"]
+    kinds = {"params": "parameters", "macs": "multiply-accumulates (MACs)", "channels": "channels"}
+    said = [
+        f"{percent(1 - after[key] / before[key]).text} % of the {kind}, from {millions(before[key])} to "
+        f"{millions(after[key])}"
+        for key, kind in kinds.items()
+    ]
+    how = "In one step" if len(pruned["steps"]) == 1 else f"In {len(pruned['steps'])} steps, with training after each"
+    return f"{how}, it lost {', '.join(said[:-1])}, and {said[-1]}. The aim was {_aim(pruned)}."
+
+
+def _aim(pruned: About) -> str:
+    kinds = {"params": "parameters", "macs": "MACs", "channels": "channels"}
+    scopes = {
+        "global": "wherever they matter least",
+        "local": "the same share of each layer",
+        "isomorphic": "wherever they matter least among layers of one kind",
+    }
+    return f"{percent(pruned['ratio']).text} % of the {kinds[pruned['of']]}, {scopes[pruned['scope']]}"
+
+
+def pruning_curves(pruned: About) -> Picture:
+    """Channels by layer before and after, and what each step did on validation faces."""
+    widths = list(pruned["widths"].values())
+    number = list(range(1, len(widths) + 1))
+    lines = [
+        Line(name=name, x=number, y=[width[place] for width in widths])
+        for place, name in enumerate(("before", "after"))
+    ]
+    panels = [Panel(title="channels by layer", xlabel="layer, from the input on", ylabel="", lines=lines)]
+    gone = [100 * step["reached"] for step in pruned["steps"]]
+    scores = [
+        Line(name=name, x=gone, y=[step[key] for step in pruned["steps"]])
+        for name, key in (("validation accuracy", "val_accuracy"), ("validation AUC", "val_auc"))
+    ]
+    if len(gone) > 1 and pruned["steps"][0]["val_loss"] is not None:
+        panels.append(Panel(title="on validation faces", xlabel=f"{pruned['of']} gone, %", ylabel="", lines=scores))
+    alt = f"Channels of {len(widths)} layers before and after pruning. {losses(pruned)}"
+    return picture("pruning", alt, partial(figures.curves, panels=panels))
+
+
+def steps(pruned: About) -> Table:
+    """What was left after each step, and what validation said once it was trained on."""
+    columns = ["step", f"{pruned['of']} gone, %", "parameters", "MACs", "channels", "multiple of"]
+    columns += ["validation loss", "accuracy", "AUC", "epochs", "seconds"]
+    rows = [
+        [
+            Cell(str(number)),
+            percent(step["reached"])._replace(note=f"aim {percent(step['ratio']).text}"),
+            *(Cell(millions(step[name])) for name in ("params", "macs", "channels")),
+            Cell(str(step["round_to"])),
+            *(decimal(step[name]) for name in ("val_loss", "val_accuracy", "val_auc")),
+            Cell(str(step["epochs"])),
+            Cell(f"{step['seconds']:,.1f}"),
+        ]
+        for number, step in enumerate(pruned["steps"], 1)
+    ]
+    return Table("Every step", columns, rows)
+
+
+def layers(pruned: About) -> Table:
+    """Channels of each layer."""
+    rows = [
+        [Cell(name), Cell(f"{before:,}"), Cell(f"{after:,}"), percent(after / before)]
+        for name, (before, after) in pruned["widths"].items()
+    ]
+    return Table("Every layer", ["layer", "channels before", "after", "kept, %"], rows)
 
 
 def learning_curves(about: About) -> Picture:
@@ -157,6 +235,8 @@ def made_of(about: About) -> dict[str, dict[str, Any]]:
     detector = {
         "architecture": about["architecture"],
         "started from": about["weights"],
+        **({"trained": about["trainable"]} if about.get("trainable", "all") != "all" else {}),
+        **({"adapters that stayed": about["adapter"]} if about.get("adapter") else {}),
         "parameters": f"{about['num_params']:,}",
         "input": f"{about['input_px']} x {about['input_px']} px",
         "threshold, video": f"P(fake) > {threshold['video']:.4g}",
@@ -178,20 +258,43 @@ def made_of(about: About) -> dict[str, dict[str, Any]]:
         "workers": str(cost["num_workers"]),
         "device": cost["device"],
     }
-    return {"Detector": detector, "Data": of_data, "Recipe": about["recipe"], "Cost": spent}
+    taught = {"Taught by": _teaching(about["teaching"])} if about.get("teaching") else {}
+    return {"Detector": detector, "Data": of_data, **taught, "Recipe": about["recipe"], "Cost": spent}
+
+
+def _teaching(teaching: dict[str, Any]) -> dict[str, str]:
+    """Settings that its kind of distillation reads, and who taught."""
+    names = {
+        "soft": ("alpha", "temperature"),
+        "rkd": ("kd_weight",),
+        "contrastive": ("kd_weight", "tau", "negatives", "bank"),
+    }
+    teachers = {
+        f"teacher {number}": f"{teacher['location']} ({teacher['model_id']})"
+        for number, teacher in enumerate(teaching["teachers"], 1)
+    }
+    how = {name.replace("_", " "): str(teaching[name]) for name in ("kd", *names[teaching["kd"]], "outputs")}
+    return how | teachers
 
 
 def commands(location: str, about: About) -> list[tuple[str, str]]:
     """What to type next, each with its purpose."""
     detector, run = shlex.quote(location), shlex.quote(about["data"]["location"])
+    architecture = shlex.quote(about["architecture"])
+    parent = f"{shlex.quote(about['parent']['location'])} " if about.get("parent") else ""
     return [
         (
-            "Measure it on videos it has never seen, of this and of other datasets",
-            f"raydistal evaluate --detectors {detector} --data {run} OTHER_RUN --out EVALUATION",
+            f"Measure it{' and its parent' * bool(parent)} on videos never seen, of this and of other datasets",
+            f"raydistal evaluate --detectors {parent}{detector} --data {run} OTHER_RUN --out EVALUATION",
         ),
         (
             "Train another one on from here",
-            f"raydistal train --data OTHER_RUN --weights {detector} --recipe finetune --out NEW_DETECTOR",
+            f"raydistal train --data OTHER_RUN --architecture {architecture} --weights {detector} --recipe finetune "
+            "--out NEW_DETECTOR",
+        ),
+        (
+            "Make it smaller",
+            f"raydistal prune --detector {detector} --data {run} --ratio 0.3 --out SMALLER_DETECTOR",
         ),
     ]
 

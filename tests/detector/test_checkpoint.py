@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -7,11 +8,19 @@ import timm
 import torch
 
 from raydistal import storage
-from raydistal.detector import checkpoint
+from raydistal.detector import adapters, checkpoint, shapes
 from raydistal.detector.zoo import create
 from raydistal.errors import UserError
 
 TINY = "timm:test_efficientnet"
+NARROW = {  # the last block has 40 channels instead of 48, the head 80 instead of 256
+    "blocks.3.0.conv_pwl": {"out_channels": 40},
+    "blocks.3.0.bn3": {"num_features": 40},
+    "blocks.4.0.conv_pw": {"in_channels": 40},
+    "conv_head": {"out_channels": 80},
+    "bn2": {"num_features": 80},
+    "classifier": {"in_features": 80},
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +48,8 @@ def test_it_comes_back_to_the_bit(saved, detector):
     assert about == {
         "format": "detector/1",
         "architecture": TINY,
+        "shapes": {},
+        "adapter": "",
         "input_px": 64,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
@@ -59,6 +70,95 @@ def test_the_weights_are_a_state_dict_of_timm(saved, detector):
     network = timm.create_model("test_efficientnet", num_classes=1)
     network.load_state_dict(safetensors.torch.load_file(saved / "weights.safetensors"), strict=True)
     assert torch.equal(network.classifier.weight, detector.network.classifier.weight)
+
+
+def logits(detector, seed=0):
+    crops_NHWC = np.random.default_rng(seed).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        return detector.eval()(torch.from_numpy(crops_NHWC))
+
+
+@pytest.fixture
+def changed():
+    """Pruned, then given adapters and more training."""
+    changed = create(TINY, "random", seed=3, input_px=64)
+    shapes.apply(changed.network, NARROW)
+    torch.manual_seed(0)
+    for parameter in changed.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for module in changed.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+    adapters.fit(changed, "bottleneck:3", 0)
+    torch.nn.init.normal_(changed.network.blocks[3][0].adapter[2].weight)
+    return changed.eval()
+
+
+def test_a_pruned_and_adapted_one_comes_back_to_the_bit(tmp_path, changed):
+    about = checkpoint.save(str(tmp_path), changed, {"shapes": {"conv_stem": {}}, "adapter": "lora:1"})
+    assert about["shapes"] == NARROW | {
+        "blocks.3.0.adapter.0": {"in_channels": 40},
+        "blocks.3.0.adapter.2": {"out_channels": 40},
+    }
+    assert about["adapter"] == "bottleneck:3"
+    assert about["num_params"] == sum(value.numel() for value in changed.parameters()) < 99_453
+    loaded, again = checkpoint.load(str(tmp_path))
+    assert again == about
+    assert torch.equal(logits(loaded), logits(changed))
+    assert checkpoint.save(str(tmp_path / "again"), copy.deepcopy(loaded), {}) == about
+    loaded.train()(torch.zeros(2, 64, 64, 3)).sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+DAMAGED_SHAPES = {
+    "a layer more": (lambda shapes: shapes.update(nothing={}), "shapes of 'nothing' are"),
+    "too wide": (
+        lambda shapes: shapes["conv_head"].update(out_channels=10**12),
+        r"shapes: out_channels of 'conv_head' is 1000000000000, not from 1 to 256",
+    ),
+    "layers that do not fit": (
+        lambda shapes: shapes["conv_head"].update(out_channels=99),
+        "(running_mean|weight|Given groups)",
+    ),
+    "a layer less": (lambda shapes: shapes.pop("conv_head"), "(running_mean|weight|Given groups)"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_SHAPES)
+def test_damaged_shapes_are_refused(tmp_path, changed, damage):
+    about = checkpoint.save(str(tmp_path), changed, {})
+    inflict, message = DAMAGED_SHAPES[damage]
+    inflict(about["shapes"])
+    rewrite(tmp_path / "detector.json", shapes=about["shapes"])
+    with pytest.raises(UserError, match=rf"detector\.json is damaged: {message}"):
+        checkpoint.load(str(tmp_path))
+
+
+def test_shapes_of_another_detector_do_not_fit_the_weights(saved):
+    rewrite(saved / "detector.json", shapes=NARROW)
+    with pytest.raises(UserError, match=r"weights\.safetensors does not fit .* of another shape"):
+        checkpoint.load(str(saved))
+
+
+@pytest.mark.parametrize("adapter", ["lora:4", "bottleneck:0", "bottleneck:", 4, ["bottleneck:4"]])
+def test_other_adapters_are_refused(saved, adapter):
+    rewrite(saved / "detector.json", adapter=adapter)
+    with pytest.raises(UserError, match="is damaged: adapter is"):
+        checkpoint.load(str(saved))
+
+
+def test_one_from_before_there_were_shapes(saved, detector):
+    about = json.loads((saved / "detector.json").read_text())
+    (saved / "detector.json").write_text(json.dumps({k: v for k, v in about.items() if k not in ("shapes", "adapter")}))
+    assert torch.equal(logits(checkpoint.load(str(saved))[0]), logits(detector))
+
+
+def test_an_exported_one_is_read_but_not_loaded(saved):
+    (saved / "weights.safetensors").unlink()
+    rewrite(saved / "detector.json", runtime="onnx", parent={"location": "/detectors/b0", "model_id": "0" * 12})
+    assert checkpoint.read_about(str(saved))["runtime"] == "onnx"
+    with pytest.raises(UserError, match=r"was exported for onnx .*: use the detector /detectors/b0"):
+        checkpoint.load(str(saved))
 
 
 def test_the_id_names_the_weights(saved, tmp_path, detector):

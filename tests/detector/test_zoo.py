@@ -5,7 +5,7 @@ import timm
 import torch
 import torchvision
 
-from raydistal.detector import checkpoint
+from raydistal.detector import adapters, checkpoint, shapes
 from raydistal.detector.zoo import ARCHITECTURES, Detector, create, parse_architecture, train_only
 from raydistal.errors import UserError
 from raydistal.features.backbones import state_digest
@@ -189,6 +189,23 @@ def test_a_detector_is_continued_with_its_classifier(tmp_path):
     assert create(TINY, str(tmp_path), input_px=96).input_px == 96
     with pytest.raises(UserError, match=rf"of the architecture {TINY}, not resnet50"):
         create("resnet50", str(tmp_path))
+
+
+def test_a_pruned_and_adapted_detector_is_continued(tmp_path):
+    parent = create(TINY, "random", input_px=64)
+    narrow = {"layer1.0.conv1": {"out_channels": 8}, "layer1.0.bn1": {"num_features": 8}}
+    shapes.apply(parent.network, narrow | {"layer1.0.conv2": {"in_channels": 8}})
+    for parameter in parent.parameters():
+        torch.nn.init.normal_(parameter)
+    adapters.fit(parent, "bottleneck:2", 0)
+    checkpoint.save(str(tmp_path), parent, {})
+    child = create(TINY, str(tmp_path), input_px=96)
+    assert digest(child) == digest(parent)
+    assert (child.adapter, child.input_px) == ("bottleneck:2", 96)
+    assert sorted(name for group in child.groups() for name in group) == sorted(n for n, _ in child.named_parameters())
+    assert any("adapter" in name for name in child.groups()[1])  # trained with their blocks
+    with pytest.raises(UserError, match=rf"of the architecture {TINY}, not timm:test_efficientnet"):
+        create("timm:test_efficientnet", str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -175,3 +175,80 @@ def test_no_detector(tmp_path):
 def test_in_a_browser(detector, look):
     _, path, _ = detector
     assert look(path) == 1
+
+
+PRUNED = {
+    "of": "params",
+    "ratio": 0.35,
+    "scope": "global",
+    "before": {"params": 6_000_000, "macs": 400_000_000, "channels": 20_000},
+    "after": {"params": 4_008_829, "macs": 300_000_000, "channels": 15_000},
+    "steps": [
+        {
+            "ratio": 0.175 * number,
+            "reached": 0.166 * number,
+            "round_to": 8,
+            "params": 6_000_000 - 995_585 * number,
+            "macs": 400_000_000 - 50_000_000 * number,
+            "channels": 20_000 - 2_500 * number,
+            "val_loss": 0.2 + number / 10,
+            "val_accuracy": 0.95,
+            "val_auc": 0.98,
+            "epochs": 4,
+            "seconds": 61.5,
+        }
+        for number in (1, 2)
+    ],
+    "widths": {"conv_stem": [32, 24], "blocks.0.0.conv_dw": [32, 24], "<b>": [16, 16]},
+}
+PARENT = {"technique": "prune", "parent": {"location": "/d/b 0", "model_id": "0" * 12}, "pruning": PRUNED}
+
+
+def test_a_pruned_detector(tmp_path, read_page):
+    save(tmp_path, **PARENT)
+    training.write(str(tmp_path))
+    page = read_page(tmp_path)
+    for said in (
+        "In 2 steps, with training after each, it lost 33.2 % of the parameters, from 6 M to 4.01 M, 25.0 % of the "
+        "multiply-accumulates (MACs), from 400 M to 300 M, and 25.0 % of the channels, from 20,000 to 15,000. The "
+        "aim was 35.0 % of the parameters, wherever they matter least.",
+        "Parameters 4.01 M 33.2 % fewer than 6 M input 224 x 224 px",
+        "2 33.2 aim 35.0 4.01 M 300 M 15,000 8 0.400 0.950 0.980 4 61.5",
+        "<b> 16 16 100.0",
+        "How it was trained after the last step",
+        f"raydistal evaluate --detectors '/d/b 0' {tmp_path} --data",
+    ):
+        assert said in page.words
+    assert "Channels of 3 layers before and after pruning." in page.attributes("alt")[0]
+    assert storage.list_files(f"{tmp_path}/report") == ["index.html", "learning.png", "pruning.png"]
+
+
+def test_pruning_curves(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(training, "picture", lambda name, alt, draw: drawn.append(draw))
+    training.pruning_curves(PRUNED)
+    widths, scores = drawn[0].keywords["panels"]
+    assert [(line.name, line.x, line.y) for line in widths.lines] == [
+        ("before", [1, 2, 3], [32, 32, 16]),
+        ("after", [1, 2, 3], [24, 24, 16]),
+    ]
+    assert [(line.x, line.y) for line in scores.lines] == [([16.6, 33.2], [0.95] * 2), ([16.6, 33.2], [0.98] * 2)]
+    training.pruning_curves(PRUNED | {"steps": PRUNED["steps"][:1]})  # one-shot: nothing to draw a curve of
+    assert len(drawn[1].keywords["panels"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("kd", "said"),
+    [
+        ("soft", "kd soft alpha 0.25 temperature 2.0 outputs live teacher 1 /d/b0 (012345abcdef)"),
+        ("rkd", "kd rkd kd weight 1.0 outputs live teacher 1"),
+        ("contrastive", "kd contrastive kd weight 1.0 tau 0.05 negatives 32 bank 4096 outputs live teacher 1"),
+    ],
+)
+def test_who_taught_and_what_was_trained(kd, said):
+    teaching = {"kd": kd, "alpha": 0.25, "temperature": 2.0, "kd_weight": 1.0, "tau": 0.05, "negatives": 32}
+    teaching |= {"bank": 4096, "outputs": "live", "teachers": [{"location": "/d/b0", "model_id": "012345abcdef"}]}
+    made_of = training.made_of(ABOUT | {"teaching": teaching, "trainable": "bottleneck:8", "adapter": "bottleneck:8"})
+    assert " ".join(f"{key} {value}" for key, value in made_of["Taught by"].items()).startswith(said)
+    assert (made_of["Detector"]["trained"], made_of["Detector"]["adapters that stayed"]) == ("bottleneck:8",) * 2
+    assert "Taught by" not in training.made_of(ABOUT | {"teaching": None, "trainable": "all", "adapter": ""})
