@@ -91,14 +91,17 @@ TRIALS = pa.schema(
         _required("status", pa.string()),  # ok | stopped (early, by the scheduler) | failed
         pa.field("error", pa.string()),  # null unless failed
         _required("seed", pa.int64()),
-        pa.field("data", pa.float64()),  # share of the ranking that it learnt from; these columns are the point,
-        pa.field("prune", pa.float64()),  # null where the search has no such dimension
-        pa.field("alpha", pa.float64()),
+        _required(
+            "set", pa.string()
+        ),  # ranking | random: as large, chosen without looking; from here to bits: the point
+        _required("data", pa.float64()),  # share of the ranking that it learnt from
+        _required("prune", pa.float64()),  # share of the parameters that were removed
+        pa.field("alpha", pa.float64()),  # the settings of Teaching are null where they have no part
         pa.field("temperature", pa.float64()),
         pa.field("kd_weight", pa.float64()),
         pa.field("tau", pa.float64()),
         pa.field("negatives", pa.int64()),
-        pa.field("bits", pa.int64()),
+        _required("bits", pa.int64()),
         pa.field("detector", pa.string()),  # its directory; null if there is none
         pa.field("accuracy", pa.float64()),  # these three on the faces of val
         pa.field("auc", pa.float64()),
@@ -106,9 +109,11 @@ TRIALS = pa.schema(
         pa.field("num_params", pa.int64()),
         pa.field("macs", pa.int64()),  # of one face, multiply-accumulates of the float network
         pa.field("size_mb", pa.float64()),  # file, 1e6 bytes
-        _required("epochs", pa.int64()),
-        _required("images", pa.int64()),  # faces shown to the student, epochs counted
-        _required("seconds", pa.float64()),
+        _required("epochs", pa.int64()),  # with those of fine-tuning
+        _required(
+            "images", pa.int64()
+        ),  # faces shown to the student, epochs counted, also by trials that it shares it with
+        _required("seconds", pa.float64()),  # these three of this trial alone; what it shares counts where it was made
         _required("cpu_seconds", pa.float64()),
         _required("gpu_seconds", pa.float64()),
     ]
@@ -162,6 +167,67 @@ COMPARISON = pa.schema(
         _required("images", pa.int64()),  # faces shown to the network, epochs counted
         _required("seconds", pa.float64()),
         _required("gpu_seconds", pa.float64()),
+    ]
+)
+
+
+COST = pa.schema(
+    [
+        _required("detector", pa.string()),  # name of its directory; the first one is the baseline
+        _required("model_id", pa.string()),
+        _required("architecture", pa.string()),
+        _required("runtime", pa.string()),  # torch | onnx | executorch
+        _required("precision", pa.string()),
+        _required("input_px", pa.int64()),
+        _required("num_params", pa.int64()),
+        _required("macs", pa.int64()),  # of one face, multiply-accumulates of the float network
+        _required("size_mb", pa.float64()),  # file, 1e6 bytes
+        _required("device", pa.string()),  # cpu | cuda
+        _required("batch_size", pa.int64()),
+        _required("median_ms", pa.float64()),  # of all runs, for the whole batch
+        _required("p10_ms", pa.float64()),
+        _required("p90_ms", pa.float64()),
+        _required("ratio", pa.float64()),  # of the time to that of the baseline, by round: median, lowest, highest
+        _required("ratio_low", pa.float64()),
+        _required("ratio_high", pa.float64()),
+    ]
+)
+
+
+GENERALISATION = pa.schema(
+    [
+        _required("architecture", pa.string()),
+        pa.field("left_out", pa.string()),  # the method whose fakes it did not learn from; null: it learnt from all
+        _required("seed", pa.int64()),
+        _required("tested", pa.string()),  # the method whose fakes it was tested on, with all real test videos
+        _required("num_fake", pa.int64()),  # test videos of that method
+        _required("auc", pa.float64()),
+        _required("recall", pa.float64()),  # share of the fakes called fake
+        _required("num_faces", pa.int64()),  # these on its training
+        _required("images", pa.int64()),  # faces shown to the network, epochs counted
+        _required("seconds", pa.float64()),
+        _required("gpu_seconds", pa.float64()),
+    ]
+)
+
+DIFFERENCE = pa.schema(
+    [
+        _required("dataset", pa.string()),  # name of the run
+        _required("slice", pa.string()),  # all | real | a method
+        _required("metric", pa.string()),  # auc (of a method: against all real videos) | accuracy
+        _required("num", pa.int64()),  # videos of the slice
+        _required("num_groups", pa.int64()),  # of auc: of the class with fewer
+        _required("before", pa.float64()),
+        _required("after", pa.float64()),
+        _required("difference", pa.float64()),  # after - before
+        _required("low", pa.float64()),  # ends of its 95 % interval, clustered by group_id
+        _required("high", pa.float64()),
+        pa.field("mended", pa.float64()),  # share of the videos called wrong before and right after; null for auc
+        pa.field("broken", pa.float64()),  # share of those called right before and wrong after
+        pa.field("seen_before", pa.bool_()),  # whether the first detector learnt from this dataset and method, also by
+        pa.field("seen_after", pa.bool_()),  # its ancestors and teachers; the second one; null: cannot be known
+        _required("beats_chance", pa.bool_()),  # whether one of the two tells the fakes of the slice from real videos
+        _required("verdict", pa.string()),  # non-inferior | inferior | cannot tell
     ]
 )
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from raydistal import cli, storage, tables
 from raydistal.errors import UserError
-from raydistal.pipelines import compare, extract, index, select
+from raydistal.pipelines import compare, extract, index, select, trainings
 from raydistal.selection.ranking import Arrange
 
 METRICS = ("precision", "recall", "f1", "accuracy_mean")
@@ -65,7 +65,7 @@ class Config:
     """What a distilled set may lose in accuracy to count as non-inferior."""
     faces: extract.Faces = field(default_factory=extract.Faces)
     features: extract.Features = field(default_factory=extract.Features)
-    training: compare.Training = field(default_factory=lambda: compare.Training(recipe="deepdistal", input_px=299))
+    training: trainings.Training = field(default_factory=lambda: trainings.Training(recipe="deepdistal", input_px=299))
 
     def __post_init__(self) -> None:
         if len(self.ratios) != len(self.frames) or not self.ratios:

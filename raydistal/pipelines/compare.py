@@ -8,7 +8,6 @@ A finished training costs nothing on a rerun, so more sets, seeds or architectur
 """
 
 import dataclasses
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,12 +20,12 @@ import pyarrow.compute as pc
 from raydistal import schemas, storage, tables
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
-from raydistal.pipelines import evaluate, train
-from raydistal.pipelines.streaming import ATTEMPTS
-from raydistal.progress import Progress
+from raydistal.pipelines import train
+from raydistal.pipelines.trainings import Training, evaluate_all, train_all, videos_to_test
 
 if TYPE_CHECKING:
     from raydistal.detector.comparison import Tried
+    from raydistal.detector.evaluated import Evaluation
     from raydistal.detector.subsets import Control, Kind
 
 CONTROLS: "tuple[Control, ...]" = ("random", "frame_count")
@@ -35,28 +34,6 @@ PROTOCOL = (
     "A random set and the videos with most faces have as many real and as many fake videos as the distilled set. Means "
     "are over seeds; their intervals come from {num} resamples of groups, the same for all sets, and of seeds."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How every detector is trained."""
-
-    weights: str = "imagenet"
-    """What it starts from: imagenet, random, a file or URI, or another detector directory."""
-    recipe: str = "thesis"
-    """How it learns: thesis, finetune, deepdistal or ckd-vanilla."""
-    epochs: int = 0
-    """Instead of the recipe's number. 0: the recipe's."""
-    batch_size: int = 0
-    """Faces per step. 0: the recipe's."""
-    learning_rate: float = 0.0
-    """0: the recipe's."""
-    input_px: int = 0
-    """Side of the picture that the network sees. 0: the architecture's."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU for each training if the cluster has any."""
-    cpus: int = 1
-    """CPUs of each training. More: fewer run at once, which takes less memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,30 +68,15 @@ class Config:
                 raise UserError(f"--{name} names something twice: {', '.join(map(str, values))}")
         if any(not 0 < ratio < 1 for ratio in map(_ratio, self.sets) if ratio is not None):
             raise UserError(f"shares in --sets must be above 0 and below 1, not {' '.join(self.sets)}")
-        if min(self.faces, default=2) < 2 or self.seeds < 1 or self.training.cpus < 1 or not 0 < self.margin < 1:
-            raise UserError(
-                "need --faces of at least 2, --seeds and --cpus of at least 1, and a --margin between 0 and 1"
-            )
+        if min(self.faces, default=2) < 2 or self.seeds < 1 or not 0 < self.margin < 1:
+            raise UserError("need --faces of at least 2, --seeds of at least 1, and a --margin between 0 and 1")
         if self.split in ("train", "val"):
             raise UserError(f"--split {self.split} is what detectors learn from; measure them on another, such as test")
         self.to_train(self.architectures[0], "", "")  # refuses a bad recipe
 
     def to_train(self, architecture: str, out: str, manifest: str, seed: int = 0, max_faces: int = 0) -> train.Config:
-        """The config of one training, on whichever node: relative paths become absolute."""
-        options = dataclasses.asdict(self.training)
-        del options["cpus"]
-        if self.training.weights not in ("imagenet", "random"):
-            options["weights"] = storage.absolute(self.training.weights)
-        return train.Config(
-            data=storage.absolute(self.data),
-            out=out,
-            manifest=manifest,
-            architecture=architecture,
-            seed=seed,
-            limits=Limits(max_faces=max_faces),
-            compute=train.Compute(device=options.pop("device")),
-            **options,
-        )
+        """The config of one training."""
+        return self.training.to_train(self.data, out, architecture, seed, manifest, Limits(max_faces=max_faces))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,25 +101,24 @@ def run(config: Config) -> dict[str, Any]:
             shares people with training, an unknown architecture or recipe, no weights; before any work. Later: other
             settings than those of a detector that is there; what stops a training. What is finished stays.
     """
-    from raydistal.detector.comparison import compare
+    from raydistal.detector.comparison import NUM_RESAMPLES, compare
     from raydistal.report import comparison as report
 
     began = time.monotonic()
     out = storage.absolute(config.out)
     videos = tables.read_table(storage.join(config.data, "videos"), "index")
     videos = videos.filter(pc.is_valid(videos["label"]))
-    test = _test_videos(config, videos)
+    videos_to_test(videos, config.split, config.data)
     subsets = _subsets(config, videos.filter(pc.equal(videos["split"], "train")))
-    _check_architectures(config)
+    config.training.check(config.architectures)
     with tables.sole_writer(storage.join(out, "comparison")):
         trainings = _trainings(config, out, subsets)
-        _train(config, [one for _, one in trainings])
-        evaluation = storage.join(out, "evaluation")
-        places = tuple(one.out for _, one in trainings)
-        evaluate.run(evaluate.Config(detectors=places, data=(config.data,), out=evaluation, split=config.split))
-        tried, info = _measured(evaluation, trainings, test["video_id"])
-        label_V, group_V = (test[name].to_numpy() for name in ("label", "group_id"))
-        found = compare(tried, label_V, group_V, config.metric, config.margin)
+        configs = [one for _, one in trainings]
+        train_all("compare", configs, config.training.device, config.training.cpus)
+        remark = PROTOCOL.format(num=NUM_RESAMPLES)
+        evaluation, info = evaluate_all(configs, config.data, storage.join(out, "evaluation"), config.split, remark)
+        tried, label_V, group_id_V = _measured(evaluation, info["test"].pop("name"), trainings)
+        found = compare(tried, label_V, group_id_V, config.metric, config.margin)
         rows = schemas.conform(pa.Table.from_pylist([one.row for one in tried]), schemas.COMPARISON)
         tables.write_table(storage.join(out, "comparison"), rows, dataclasses.asdict(config), **info, **found)
         page = report.write(out)
@@ -172,30 +133,6 @@ def _ratio(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _test_videos(config: Config, videos: pa.Table) -> pa.Table:
-    """Those of the split. What `evaluate` would refuse after all the training is refused here."""
-    test = evaluate.videos_to_test(videos, config.split, config.data)
-    learnt = videos.filter(pc.is_in(videos["split"], pa.array(["train", "val"])))
-    shared = set(test["group_id"].to_pylist()) & set(learnt["group_id"].to_pylist())
-    if shared:
-        raise UserError(
-            f"{len(shared)} groups are in {config.split} and in train or val, such as {min(shared)}: detectors would "
-            "be measured on people they learnt from. Make the splits with raydistal index."
-        )
-    return test
-
-
-def _check_architectures(config: Config) -> None:
-    """Raises UserError for a network or weights that cannot be had."""
-    from raydistal.detector import zoo
-
-    for architecture in config.architectures:
-        options = config.training
-        detector = zoo.create(architecture, options.weights, input_px=options.input_px)
-        if config.to_train(architecture, "", "").full_recipe().greedy:
-            detector.groups()
 
 
 def _subsets(config: Config, videos: pa.Table) -> list[Subset]:
@@ -276,65 +213,20 @@ def _manifest(out: str, subset: Subset, seed: int) -> str:
     return storage.join(out, "sets", f"{name}-seed{seed}" if subset.kind == "random" else name)
 
 
-def _train(config: Config, trainings: list[train.Config]) -> None:
-    """All of them, as many at once as the cluster has room for."""
-    import ray
-    from ray.exceptions import RayTaskError
-
-    options, resources = config.training, ray.cluster_resources()
-    use_gpu = options.device == "cuda" or (options.device == "auto" and resources.get("GPU", 0) > 0)
-    needed = {"CPU": options.cpus} | ({"GPU": 1} if use_gpu else {})
-    for name, num in needed.items():
-        if num > resources.get(name, 0):
-            print(f"compare: a training needs {num} {name}s: waiting for the cluster to grow", file=sys.stderr)
-    device: Literal["cpu", "cuda"] = "cuda" if use_gpu else "cpu"
-    task = ray.remote(num_cpus=options.cpus, num_gpus=int(use_gpu), max_retries=ATTEMPTS)(_train_one)
-    pending = {task.remote(one, device, options.cpus): one for one in trainings}
-    with Progress("compare: train", len(trainings), unit="detectors") as progress:
-        while pending:
-            (done,), _ = ray.wait(list(pending))
-            try:
-                ray.get(done)
-            except RayTaskError as error:
-                for other in pending:
-                    ray.cancel(other, force=True)
-                if not isinstance(error.cause, UserError):
-                    raise
-                raise UserError(f"{error.cause}\n(while training {pending[done].out})") from None
-            progress.advance(1, "/".join(pending.pop(done).out.split("/")[-3:]))
-
-
-def _train_one(config: train.Config, device: Literal["cpu", "cuda"], num_threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(num_threads)  # trainings share the machine
-    train.run(dataclasses.replace(config, compute=train.Compute(device=device)))
-
-
 def _measured(
-    evaluation: str, trainings: list[tuple[Subset, train.Config]], video_id_V: pa.ChunkedArray
-) -> tuple[list["Tried"], dict[str, Any]]:
-    """The detectors with their results, and what `_table.json` says of the test."""
-    from raydistal.detector.comparison import NUM_RESAMPLES
-
-    place = storage.join(evaluation, "metrics")
-    info = tables.read_info(place)
-    (data,) = info["data"]
-    names = {detector["location"]: detector["name"] for detector in info["detectors"]}
-    values: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
-    for row in tables.read_table(place, "evaluate").to_pylist():
+    evaluation: "Evaluation", data: str, trainings: list[tuple[Subset, train.Config]]
+) -> tuple[list["Tried"], npt.NDArray[np.int64], npt.NDArray[np.object_]]:
+    """The detectors with their results; label and group of the test videos."""
+    values: dict[str, dict[str, float | None]] = {name: {} for name in evaluation.names.values()}
+    for row in tables.read_table(storage.join(evaluation.location, "metrics"), "evaluate").to_pylist():
         if (row["level"], row["slice"]) == ("video", "all"):
             values[row["detector"]][row["metric"]] = row["value"]
     tried = []
     for subset, one in trainings:
-        name = names[one.out]
-        scores = tables.read_table(storage.join(evaluation, "scores", f"{name}--{data['name']}"), "evaluate")
-        probability_V = scores["probability"].take(pc.index_in(video_id_V, value_set=scores["video_id"]))
-        tried.append(_tried(subset, one, values[name], probability_V.to_numpy()))
-    protocol = info["protocol"] | {"text": f"{info['protocol']['text']} {PROTOCOL.format(num=NUM_RESAMPLES)}"}
-    test = {"dataset": ", ".join(data["datasets"])}
-    test |= {key: data[key] for key in ("num_videos", "num_real", "num_fake")}
-    return tried, {"test": test, "protocol": protocol, "synthetic": data["synthetic"]}
+        name = evaluation.names[one.out]
+        said = evaluation.said(name, data)
+        tried.append(_tried(subset, one, values[name], said.probability_V))
+    return tried, said.label_V, said.group_id_V
 
 
 def _tried(

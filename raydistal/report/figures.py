@@ -60,6 +60,18 @@ class Picture:
     dark_narrow: bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cloud:
+    """Axes with points on them, of which some are marked; `joins_marked`: by a line, from left to right."""
+
+    xlabel: str
+    ylabel: str
+    x_N: Sequence[float]
+    y_N: Sequence[float]
+    is_marked_N: Sequence[bool]
+    joins_marked: bool = False
+
+
 Values = Sequence[float | None]  # None where there is no value
 
 
@@ -201,7 +213,7 @@ def grouped_bars(
     xlabel: str,
     line: tuple[float, str] | None = None,
 ) -> "Figure":
-    """Shares (0 to 1) as bars from 0 to 100 %, side by side within each group; `line` is a value to hold them against.
+    """Shares as bars from 0 to 100 % or more, side by side within each group; `line` is a value to hold them against.
 
     They lie on their side, so that names of any length and any number of bars find room on a phone.
     """
@@ -226,13 +238,75 @@ def grouped_bars(
                 axes.errorbar(
                     value_G, y_G, xerr=reach_2G, fmt="none", ecolor=colour, elinewidth=linewidth, capsize=linewidth
                 )
-    axes.set(xlim=(0, 1.04), ylim=(len(groups) - 0.5, -0.5))
+    longest = max(value or 0 for series in bars for value in (*series.value_G, *series.high_G))
+    axes.set(xlim=(0, 1.04 * max(1, longest)), ylim=(len(groups) - 0.5, -0.5))
     axes.set_yticks(range(len(groups)), [_text(group, width_in) for group in groups], color=theme.ink)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     if line:
         axes.set_ylim(len(groups) - 0.5, -0.9)
         _mark(axes, theme, *line)
     _legend(figure, theme, [series.name for series in bars], [_fill(theme, number) for number in range(len(bars))])
+    return figure
+
+
+def intervals(
+    theme: Theme,
+    width_in: float,
+    *,
+    names: Sequence[str],
+    value_G: Sequence[float],
+    low_G: Sequence[float],
+    high_G: Sequence[float],
+    xlabel: str,
+    margin: float,
+) -> "Figure":
+    """Differences with their intervals, one below the other, in points (hundredths): against none, and the margin."""
+    figure = _figure(theme, width_in, 1.0 + 0.42 * len(names))
+    axes = figure.subplots()
+    _style(axes, theme, xlabel=xlabel)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=theme.line, linewidth=0.8)
+    value_N, low_N, high_N = (100 * np.array(values, float) for values in (value_G, low_G, high_G))
+    y_N = np.arange(len(names))
+    axes.axvspan(-100 * margin, 0, color=theme.pale, alpha=0.35, linewidth=0)
+    axes.axvline(0, color=theme.ink, linewidth=1)
+    for is_worse, colour in ((True, theme.fake), (False, theme.accent)):
+        some = (high_N < 0) == is_worse
+        reach_2N = np.abs(np.array([low_N, high_N])[:, some] - value_N[some])
+        marker = MARKERS[1 if is_worse else 0]
+        axes.errorbar(
+            value_N[some], y_N[some], xerr=reach_2N, fmt=marker, color=colour, markersize=5, elinewidth=1.4, capsize=3
+        )
+    low, high = min(low_N.min(initial=0), -100 * margin), max(high_N.max(initial=0), 1.0)
+    axes.set(xlim=(low - 0.05 * (high - low), high + 0.05 * (high - low)), ylim=(len(names) - 0.4, -0.6))
+    axes.set_yticks(y_N, [_text(name, width_in) for name in names], color=theme.ink)
+    return figure
+
+
+def clouds(theme: Theme, width_in: float, *, clouds: Sequence[Cloud], marked: str, others: str) -> "Figure":
+    """Points, three clouds to a row; the marked ones stand out and are called `marked`."""
+    columns = min(3, len(clouds)) if width_in >= WIDE_IN else 1
+    rows = -(-len(clouds) // columns)
+    figure = _figure(theme, width_in, 0.45 + 2.9 * rows)
+    looks: list[dict[str, Any]] = [
+        {"color": theme.accent, "marker": "D", "linestyle": "none"},
+        {"color": theme.muted, "marker": "o", "linestyle": "none", "markerfacecolor": "none"},
+    ]
+    every_axes = figure.subplots(rows, columns, squeeze=False).flat
+    for cloud, axes in zip(clouds, every_axes, strict=False):
+        _style(axes, theme, xlabel=cloud.xlabel, ylabel=cloud.ylabel)
+        x_N, y_N, is_marked_N = (np.array(values) for values in (cloud.x_N, cloud.y_N, cloud.is_marked_N))
+        axes.plot(x_N[~is_marked_N], y_N[~is_marked_N], **looks[1], markersize=4.5)
+        front = np.flatnonzero(is_marked_N)[np.argsort(x_N[is_marked_N], kind="stable")]
+        look = looks[0] | ({"linestyle": "-", "linewidth": 1.2} if cloud.joins_marked else {})
+        axes.plot(x_N[front], y_N[front], **look, markersize=5.5)
+        axes.margins(0.08)
+        texts = {value: f"{value:g}" for value in sorted(set(cloud.x_N))}
+        if len(texts) <= 6 and max(map(len, texts.values()), default=0) <= 4:  # few values, chosen by a person
+            axes.set_xticks(list(texts), list(texts.values()))
+    for axes in list(every_axes)[len(clouds) :]:
+        axes.set_axis_off()
+    _legend(figure, theme, [marked, others], [look | {"markersize": 5} for look in looks])
     return figure
 
 

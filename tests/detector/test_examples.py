@@ -1,9 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from raydistal import tables
+from raydistal import schemas, storage, tables
 from raydistal.detector import examples as ex
 from raydistal.errors import UserError
 from raydistal.faces import crop
@@ -177,3 +179,49 @@ def test_what_a_face_looks_like_depends_on_itself_and_the_epoch(dataset):
     for number in (5, 9):
         np.testing.assert_array_equal(first[number], again[number])
         assert not np.array_equal(first[number], next_[number])
+
+
+def test_teachers_see_the_same_picture_at_their_size(dataset):
+    """Varied at the larger size; for measuring there are no teachers."""
+    sizes_px = {"size_px": SIZE_PX, "teacher_sizes_px": (24, SIZE_PX)}
+    source = ex.Source(location=dataset[0], parts=dataset[1], seed=3, augments=True, robust=False, **sizes_px)
+    found = ex.list_examples(*dataset)
+    (batch,) = ex.load_window(source, found, np.arange(5), 0)
+    assert list(batch.told) == ["crops_24"]
+    for small_HWC, large_HWC in zip(batch.crops_NHWC, batch.told["crops_24"], strict=True):
+        np.testing.assert_array_equal(crop.resize(large_HWC, SIZE_PX), small_HWC)
+    assert not np.array_equal(batch.crops_NHWC[1], picture(1, 0))
+    (measured,) = ex.load_window(source, found, np.arange(5), None)
+    assert not measured.told
+
+
+def test_what_teachers_said_comes_with_its_face(dataset, source, tmp_path):
+    """Videos of every second number were not looked at; all logits are 100 * video + place."""
+    location, parts, videos = dataset
+    table = tmp_path / "teaching"
+    for name, faces in zip(parts, tables.read_parts(location, parts, ["video_id", "frame_index"]), strict=True):
+        rows = [
+            {
+                "video_id": video_id,
+                "frame_index": frames,
+                "logit": [100 * int(video_id[1:]) + place for place in range(len(frames))],
+                "embedding": [[int(video_id[1:]), place, 0.5] for place in range(len(frames))],
+            }
+            for video_id, frames in zip(faces["video_id"].to_pylist(), faces["frame_index"].to_pylist(), strict=True)
+        ]
+        silent = {"frame_index": [], "logit": [], "embedding": []}
+        rows = [row | silent if int(row["video_id"][1:]) % 2 else row for row in rows]
+        part = pa.Table.from_pylist(rows, schemas.teaching_schema(3))
+        storage.write_bytes(f"{table}/{name}", tables.to_parquet(part, {}))
+    known = videos.filter(pa.array([number % 2 == 0 for number in range(len(videos))]))
+    found = ex.list_examples(location, parts, known)
+    told = dataclasses.replace(source, teachings=(str(table),), with_embeddings=True)
+    order = np.random.default_rng(1).permutation(len(found))
+    (batch,) = ex.rebatch(ex.load_window(told, found, order, 0), len(found))
+    number_N, place_N = batch.crops_NHWC[:, 0, 0, 0], batch.crops_NHWC[:, 0, 0, 1]
+    assert batch.told["logit_0"].tolist() == (100 * number_N.astype(int) + place_N).tolist()
+    expected_ND = np.stack([number_N, place_N, np.full(len(found), 0.5)], 1)
+    np.testing.assert_array_equal(batch.told["embedding_0"], expected_ND.astype(np.float16))
+    assert ex.Batch.from_columns(batch.columns()) == batch
+    (alone,) = ex.load_window(dataclasses.replace(told, with_embeddings=False), found, order, 0)
+    assert list(alone.told) == ["logit_0"]

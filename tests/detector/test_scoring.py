@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from raydistal.detector import zoo
+from raydistal.detector import runtime, zoo
 from raydistal.detector.scoring import Scorer, decode_crops
 from raydistal.errors import UserError
 from raydistal.faces import crop
@@ -41,9 +41,22 @@ def test_out_of_memory_says_what_to_lower(detector, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(scorer, "detector", fail)
+    monkeypatch.setattr(scorer, "logits", fail)
     with pytest.raises(UserError, match=r"with 5 faces at once\. Lower --batch-size"):
         scorer(crops(2, 32))
+
+
+def test_an_exported_detector_scores_the_same(exported):
+    models = [runtime.load(str(exported / name))[0] for name in ("detector", "onnx")]
+    expected, found = (Scorer(model, batch_size=4)(crops(9, 32)) for model in models)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert len(set(found.tolist())) == 9
+
+
+def test_logits_of_any_size(detector, monkeypatch):
+    scorer = Scorer(detector)
+    monkeypatch.setattr(scorer, "logits", lambda crops_NHWC: np.array([-1e4, 0.0, 1e4], np.float32))
+    assert scorer(crops(3, 32)).tolist() == [0.0, 0.5, 1.0]
 
 
 def test_crops_are_decoded_once_for_all_sizes():

@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from raydistal.compression.distillation import Distillation, Panel, embedding_dim
+from raydistal.compression.teaching import Teaching
 from raydistal.detector.examples import Batch
 from raydistal.detector.recipes import RECIPES
 from raydistal.detector.training import Training, read_state
@@ -36,10 +38,26 @@ def faces(num: int, seed: int = 0, size_px: int = SIZE_PX) -> Batch:
     return Batch(crops_NHWC.astype(np.uint8), label_N)
 
 
-def training(name="finetune", architecture="timm:test_resnet", faces_at_once=0, size_px=SIZE_PX, **values) -> Training:
+def training(
+    name="finetune",
+    architecture="timm:test_resnet",
+    faces_at_once=0,
+    size_px=SIZE_PX,
+    lesson=None,
+    trainable=None,
+    **values,
+) -> Training:
     recipe = dataclasses.replace(RECIPES[name], **values)
     detector = create(architecture, "random", seed=1, input_px=size_px)
-    return Training(detector, recipe, 3, "cpu", faces_at_once, seed=2)
+    return Training(detector, recipe, 3, "cpu", faces_at_once, seed=2, lesson=lesson, trainable=trainable)
+
+
+def distillation(kd: str, **options) -> Distillation:
+    """For the student of `training`, by a teacher of random weights."""
+    teacher, student = (create(f"timm:test_{name}", "random", 7, SIZE_PX) for name in ("efficientnet", "resnet"))
+    dims = {"student_dim": embedding_dim(student), "teacher_dims": [embedding_dim(teacher)]}
+    teaching = Teaching(teachers=("t",), kd=kd, negatives=4, bank=16, **options)
+    return Distillation(teaching, num_faces=24, panel=Panel([teacher], "cpu"), seed=5, **dims)
 
 
 def run(job: Training, num_epochs: int) -> None:
@@ -75,6 +93,51 @@ def test_going_on_from_a_state_gives_the_same_bits(name):
     assert read_state(first.state({"told": 1}))["told"] == 1
 
 
+def test_a_lesson_goes_on_from_a_state_too():
+    """Its projections and their optimizer are in the state; its bank begins anew with each epoch."""
+    whole, first = (training(lesson=distillation("contrastive")) for _ in range(2))
+    run(whole, 3)
+    run(first, 1)
+    second = training(lesson=distillation("contrastive"))
+    second.restore(read_state(first.state({})))
+    run(second, 2)
+    assert same(whole, second)
+    assert second.history == whole.history
+    for one, other in zip(whole.lesson.parameters(), second.lesson.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert not torch.equal(one, training(lesson=distillation("contrastive")).lesson.contrasts[0].student.weight)
+    assert whole.history[0]["train_loss"] > whole.history[0]["hard_loss"]
+    assert whole.best["weights"].keys() == whole.detector.state_dict().keys()  # without the lesson
+
+
+def test_a_student_comes_to_say_what_its_teacher_says():
+    """At alpha 1 whatever the labels; val is measured by the labels."""
+    lesson = distillation("soft", alpha=1.0)
+    job, batch = training(lesson=lesson, epochs=30, learning_rate=3e-3), faces(24)
+    wrong = Batch(batch.crops_NHWC, 1 - batch.label_N)
+    teacher = lesson._panel.detectors[0]
+    torch.nn.init.constant_(teacher.network.get_classifier().bias, 3.0)  # all are fake
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    for _ in range(30):
+        fitted = job.fit([wrong])
+    label_N, logit_N = job.measure([batch])
+    said_N = lesson.listen(batch)[0].logit_N.numpy()
+    assert np.abs(logit_N - said_N).mean() < 1
+    job.finish_epoch(fitted, label_N, logit_N)
+    expected = np.mean([math.log1p(math.exp(-z if y else z)) for z, y in zip(logit_N, label_N, strict=True)])
+    assert job.history[0]["val_loss"] == pytest.approx(expected)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_only_what_is_trainable_changes():
+    head = {"network.fc.weight", "network.fc.bias"}
+    job = training(trainable=head)
+    before = {name: value.clone() for name, value in job.detector.state_dict().items()}
+    run(job, 1)
+    changed = {name for name, value in job.detector.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == head  # statistics of batch norm neither
+
+
 def test_other_seeds_give_other_bits():
     one, again, other = training(), training(), training()
     other.seed = 3
@@ -106,7 +169,12 @@ def step_of_one_of_two(rank, folder):
     job._step(Batch(batch.crops_NHWC[half], batch.label_N[half]))
     label_N, logit_N = job.measure([Batch(batch.crops_NHWC[half], batch.label_N[half])])
     gradients = {name: parameter.grad for name, parameter in job.detector.named_parameters()}
-    torch.save((gradients, label_N.tolist(), len(logit_N)), f"{folder}/{rank}.pt")
+    taught, batch = training(lesson=distillation("contrastive")), faces(8, 3)
+    taught._set_trainable(0)
+    taught._step(Batch(batch.crops_NHWC[half], batch.label_N[half]))
+    told = {"bank": taught.lesson.contrasts[0].remembered}
+    told |= {name: parameter.grad for name, parameter in taught.lesson.named_parameters()}
+    torch.save((gradients, label_N.tolist(), len(logit_N), told), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -117,10 +185,15 @@ def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path):
     whole._set_trainable(0)
     whole._step(batch)
     for rank in (0, 1):
-        gradients, label_N, num_logits = torch.load(tmp_path / f"{rank}.pt")
+        gradients, label_N, num_logits, _ = torch.load(tmp_path / f"{rank}.pt")
         for name, parameter in whole.detector.named_parameters():
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
         assert (label_N, num_logits) == (batch.label_N.tolist(), 8)  # measured together, in order
+    lessons = [torch.load(tmp_path / f"{rank}.pt")[-1] for rank in (0, 1)]
+    for name, values in lessons[0].items():
+        assert torch.equal(values, lessons[1][name]), name
+    assert len(lessons[0]["bank"]) == faces(8, 3).label_N.sum()  # the fakes of both
+    assert lessons[0]["contrasts.0.teacher.weight"].abs().sum() > 0
 
 
 def test_the_loss_is_the_mean_over_faces():
@@ -190,7 +263,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(job, "_logits", full)
+    monkeypatch.setattr(job.detector, "forward", full)
     with pytest.raises(UserError, match=r"8 faces of 32 pixels at once\. Lower --faces-at-once"):
         job.fit([faces(8)])
 

@@ -20,13 +20,13 @@ from raydistal import schemas, storage, tables
 from raydistal.detector import checkpoint
 from raydistal.errors import UserError
 from raydistal.faces import crop
-from raydistal.pipelines import compare, extract, train
+from raydistal.pipelines import compare, extract, train, trainings
 
 ROOT = Path(__file__).parents[2]
 SIZE_PX = 32
 SPLITS = ("train",) * 12 + ("val",) * 3 + ("test",) * 7
 NET = "timm:test_resnet"
-TINY = compare.Training(
+TINY = trainings.Training(
     weights="random", recipe="finetune", epochs=1, batch_size=8, learning_rate=2e-3, input_px=SIZE_PX
 )
 SETS = ["full", "distill-50", "distill-50-random", "distill-50-frame_count", "faces-20"]
@@ -265,8 +265,8 @@ def test_a_distilled_table_is_called_as_its_run(made, tmp_path):
         ({"split": "val"}, "--split val is what detectors learn from"),
         ({"split": "pool"}, r"split 'pool' .* has 0 real and 0 fake.*'train': 24"),
         ({"data": "/no/such/run"}, "raydistal index"),
-        ({"training": compare.Training(recipe="best")}, "use one of thesis"),
-        ({"training": compare.Training(weights="/no/such/file")}, "--weights random"),
+        ({"training": trainings.Training(recipe="best")}, "use one of thesis"),
+        ({"training": trainings.Training(weights="/no/such/file")}, "--weights random"),
     ],
 )
 def test_wrong_use_is_told_before_any_work(made, tmp_path, changes, message):
@@ -323,7 +323,7 @@ def test_table_1_of_deepdistal(cluster, job, tmp_path, clip_writer, capsys):
         seeds=1,
         faces=extract.Faces(detector="none", size_px=64),
         features=extract.Features(backbone="timm:mobilenetv3_small_050", weights="random"),
-        training=compare.Training(weights="random", recipe="deepdistal", epochs=1, input_px=32),
+        training=trainings.Training(weights="random", recipe="deepdistal", epochs=1, input_px=32),
     )
     summary = job.run(asked)
     sets = {

@@ -1,0 +1,98 @@
+"""What has changed from one detector to another: on all test videos, on the real ones, on the fakes of each method.
+
+Both judge the same videos, so differences are paired: each resample draws the same groups for both. Detectors are taken
+as they are; what another training would have given is not covered, see `comparison` for that.
+
+V test videos, N of them in a slice, B resamples; number 0 of B + 1 is what was measured, not resampled.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raydistal.detector.comparison import MIN_GROUPS, Draws, judge, resampled_weights
+from raydistal.detector.evaluated import Said
+from raydistal.detector.metrics import weighted_accuracy, weighted_auc
+
+Row = dict[str, Any]
+Bools = npt.NDArray[np.bool_]
+Weights = npt.NDArray[np.int16]
+
+
+def differences(before: Said, after: Said, margin: float) -> list[Row]:
+    """Rows of `schemas.DIFFERENCE`, without what is known of the detectors: accuracy and, where there are fakes, AUC.
+
+    The AUC of a method is that of its fakes against all real videos. A verdict needs 6 groups, and that one of the two
+    detectors tells the fakes from real ones better than chance: two that do not are as good as each other, which says
+    nothing.
+    """
+    weight_BV = resampled_weights(before.group_id_V)
+    is_real_V = before.label_V == 0
+    methods = sorted(set(before.method_V[~is_real_V]))
+    slices = {"all": np.ones_like(is_real_V), "real": is_real_V}
+    slices |= {method: before.method_V == method for method in methods}
+    rows: list[Row] = []
+    beats_chance = {}
+    for name, is_in_V in slices.items():
+        if name != "real":
+            auc, beats_chance[name] = _auc(before, after, is_in_V | is_real_V, weight_BV)
+            rows.append(_row(name, "auc", int(is_in_V.sum()), auc, margin, beats_chance[name]))
+        accuracy, flips = _accuracy(before, after, is_in_V, weight_BV)
+        is_meant = beats_chance["all" if name == "real" else name]
+        rows.append(_row(name, "accuracy", int(is_in_V.sum()), accuracy, margin, is_meant) | flips)
+    return rows
+
+
+def _auc(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], bool]:
+    """That of both detectors, and whether one of them beats chance."""
+    label_N, weight_BN = before.label_V[is_in_V], weight_BV[:, is_in_V]
+    groups = [set(before.group_id_V[is_in_V & (before.label_V == label)]) for label in (0, 1)]
+    num_groups = min(map(len, groups))
+    one, other = (
+        _draws(weighted_auc(label_N, said.probability_V[is_in_V], weight_BN), num_groups) for said in (before, after)
+    )
+    return (one, other), any(draws.interval(0.0, 1.0)[0] > 0.5 for draws in (one, other))
+
+
+def _accuracy(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], Row]:
+    """That of both detectors, and the shares of decisions that turned right and wrong."""
+    label_N, weight_BN = before.label_V[is_in_V], weight_BV[:, is_in_V]
+    num_groups = len(set(before.group_id_V[is_in_V]))
+    one, other = (
+        _draws(weighted_accuracy(label_N, said.probability_V[is_in_V], said.threshold, weight_BN), num_groups)
+        for said in (before, after)
+    )
+    was_right_N, is_right_N = (_is_right(said)[is_in_V] for said in (before, after))
+    flips = {"mended": float((~was_right_N & is_right_N).mean()), "broken": float((was_right_N & ~is_right_N).mean())}
+    return (one, other), flips
+
+
+def _draws(value_B: npt.NDArray[np.float64], num_groups: int) -> Draws:
+    return Draws(float(value_B[0]), value_B[1:], 1, num_groups)
+
+
+def _is_right(said: Said) -> Bools:
+    """A video without a face is called wrong, as in `metrics`."""
+    is_called_fake_V = said.probability_V > said.threshold
+    return np.asarray(~np.isnan(said.probability_V) & (is_called_fake_V == (said.label_V == 1)))
+
+
+def _row(name: str, metric: str, num: int, drawn: tuple[Draws, Draws], margin: float, beats_chance: bool) -> Row:
+    before, after = drawn
+    difference = after.minus(before)
+    low, high = difference.interval(-1.0, 1.0)
+    can_tell = difference.num_groups >= MIN_GROUPS and beats_chance
+    return {
+        "slice": name,
+        "metric": metric,
+        "num": num,
+        "num_groups": difference.num_groups,
+        "before": before.value,
+        "after": after.value,
+        "difference": difference.value,
+        "low": low,
+        "high": high,
+        "beats_chance": beats_chance,
+        "verdict": judge("full", low, high, margin) if can_tell else "cannot tell",
+    }

@@ -1,0 +1,44 @@
+"""What a detector has learnt from: its own data, that of what it started from, and that of its teachers."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from raydistal.detector import checkpoint
+from raydistal.errors import UserError
+
+
+class Learnt(NamedTuple):
+    """Names, as detectors tell them."""
+
+    datasets: frozenset[str]
+    methods: frozenset[str]
+    """Of the fakes."""
+    is_all: bool
+    """False if some of it cannot be known: an ancestor is gone or tells nothing, so what is not named may be known."""
+
+    def has_seen(self, datasets: Sequence[str], method: str | None = None) -> bool | None:
+        """Whether it learnt from one of the datasets, and from fakes of the method there; None: cannot be known."""
+        is_named = bool(self.datasets & set(datasets)) and (method is None or method in self.methods)
+        return True if is_named else False if self.is_all else None
+
+
+def learnt_from(about: dict[str, Any]) -> Learnt:
+    """From the content of detector.json, and of those of its ancestors, which are read."""
+    data = about.get("data", {})
+    is_all = {"dataset", "methods"} <= data.keys() and "parent" in about
+    own = Learnt(frozenset(data.get("dataset", ())), frozenset(data.get("methods", ())), is_all)
+    parents = [about["parent"]] if about.get("parent") else []
+    teachers = (about.get("teaching") or {}).get("teachers", [])
+    known = [own, *(_learnt_by(ancestor) for ancestor in (*parents, *teachers))]
+    datasets, methods = (frozenset().union(*sets) for sets in list(zip(*known, strict=True))[:2])
+    return Learnt(datasets, methods, all(one.is_all for one in known))
+
+
+def _learnt_by(ancestor: dict[str, str]) -> Learnt:
+    """Nothing is known of one that is gone, or was replaced by another."""
+    try:
+        about = checkpoint.read_about(ancestor["location"])
+    except UserError:
+        about = {}
+    is_it = bool(about) and checkpoint.model_id(about) == ancestor["model_id"]
+    return learnt_from(about) if is_it else Learnt(frozenset(), frozenset(), False)

@@ -1,0 +1,152 @@
+"""Many trainings side by side on one cluster, for the verbs that compare what detectors learn from.
+
+A training is a Ray task. A finished one costs nothing on a rerun; one whose process died goes on from its last epoch.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydistal import storage
+from raydistal.detector.examples import Limits
+from raydistal.errors import UserError
+from raydistal.pipelines import evaluate, train
+from raydistal.pipelines.streaming import ATTEMPTS
+from raydistal.progress import Progress
+
+if TYPE_CHECKING:
+    from raydistal.detector.evaluated import Evaluation
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How every detector is trained."""
+
+    weights: str = "imagenet"
+    """What it starts from: imagenet, random, a file or URI, or another detector directory."""
+    recipe: str = "thesis"
+    """How it learns: thesis, finetune, deepdistal or ckd-vanilla."""
+    epochs: int = 0
+    """Instead of the recipe's number. 0: the recipe's."""
+    batch_size: int = 0
+    """Faces per step. 0: the recipe's."""
+    learning_rate: float = 0.0
+    """0: the recipe's."""
+    input_px: int = 0
+    """Side of the picture that the network sees. 0: the architecture's."""
+    device: Device = "auto"
+    """auto: a GPU for each training if the cluster has any."""
+    cpus: int = 1
+    """CPUs of each training. More: fewer run at once, which takes less memory."""
+
+    def __post_init__(self) -> None:
+        if self.cpus < 1:
+            raise UserError("need --cpus of at least 1")
+
+    def to_train(
+        self, data: str, out: str, architecture: str, seed: int = 0, manifest: str = "", limits: Limits | None = None
+    ) -> train.Config:
+        """The config of one training, on whichever node: relative paths become absolute. UserError as it raises."""
+        options: dict[str, Any] = dataclasses.asdict(self)
+        del options["cpus"]
+        if self.weights not in ("imagenet", "random"):
+            options["weights"] = storage.absolute(self.weights)
+        return train.Config(
+            data=storage.absolute(data),
+            out=out,
+            manifest=manifest,
+            architecture=architecture,
+            seed=seed,
+            limits=limits or Limits(),
+            compute=train.Compute(device=options.pop("device")),
+            **options,
+        )
+
+    def check(self, architectures: Sequence[str]) -> None:
+        """Raises UserError for a network or weights that cannot be had."""
+        from raydistal.detector import zoo
+
+        for architecture in architectures:
+            detector = zoo.create(architecture, self.weights, input_px=self.input_px)
+            if self.to_train("", "", architecture).full_recipe().greedy:
+                detector.groups()
+
+
+def train_all(verb: str, configs: Sequence[train.Config], device: Device = "auto", cpus: int = 1) -> None:
+    """Runs all of them, as many at once as the connected cluster has room for; `verb` is named in the progress.
+
+    Every training gets `cpus` CPUs as threads and, where there are GPUs, one; its own `compute` is not looked at.
+
+    Raises:
+        UserError: as `train.run`; the trainings that run are stopped, those that are finished stay.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    resources = ray.cluster_resources()
+    use_gpu = device == "cuda" or (device == "auto" and resources.get("GPU", 0) > 0)
+    needed = {"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
+    for name, num in needed.items():
+        if num > resources.get(name, 0):
+            print(f"{verb}: a training needs {num} {name}s: waiting for the cluster to grow", file=sys.stderr)
+    task = ray.remote(num_cpus=cpus, num_gpus=int(use_gpu), max_retries=ATTEMPTS)(_train_one)
+    pending = {task.remote(one, "cuda" if use_gpu else "cpu", cpus): one for one in configs}
+    with Progress(f"{verb}: train", len(configs), unit="detectors") as progress:
+        while pending:
+            (done,), _ = ray.wait(list(pending))
+            try:
+                ray.get(done)
+            except RayTaskError as error:
+                for other in pending:
+                    ray.cancel(other, force=True)
+                if not isinstance(error.cause, UserError):
+                    raise
+                raise UserError(f"{error.cause}\n(while training {pending[done].out})") from None
+            progress.advance(1, "/".join(pending.pop(done).out.split("/")[-3:]))
+
+
+def _train_one(config: train.Config, device: Literal["cpu", "cuda"], num_threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(num_threads)  # trainings share the machine
+    train.run(dataclasses.replace(config, compute=train.Compute(device=device)))
+
+
+def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:
+    """The labelled videos of the split. What `evaluate` would refuse after all the training is refused here."""
+    test = evaluate.videos_to_test(videos, split, location)
+    learnt = videos.filter(pc.is_in(videos["split"], pa.array(["train", "val"])))
+    shared = set(test["group_id"].to_pylist()) & set(learnt["group_id"].to_pylist())
+    if shared:
+        raise UserError(
+            f"{len(shared)} groups are in {split} and in train or val, such as {min(shared)}: detectors would be "
+            "measured on people they learnt from. Make the splits with raydistal index."
+        )
+    return test
+
+
+def evaluate_all(
+    configs: Sequence[train.Config], data: str, out: str, split: str, remark: str
+) -> tuple["Evaluation", dict[str, Any]]:
+    """Measures all trained detectors on one split of the run `data`, into the folder `out`.
+
+    Returns:
+        The evaluation, and what a `_table.json` says of it: test, protocol (with `remark`), synthetic.
+    """
+    from raydistal.detector import evaluated
+
+    places = tuple(one.out for one in configs)
+    evaluate.run(evaluate.Config(detectors=places, data=(data,), out=out, split=split))
+    found = evaluated.read(out)
+    (told,) = found.info["data"]
+    test = {"dataset": ", ".join(told["datasets"])}
+    test |= {key: told[key] for key in ("name", "num_videos", "num_real", "num_fake")}
+    protocol = found.info["protocol"] | {"text": f"{found.info['protocol']['text']} {remark}"}
+    return found, {"test": test, "protocol": protocol, "synthetic": told["synthetic"]}

@@ -1,0 +1,218 @@
+"""The page of a difference: what changed from one detector to another, the worst first."""
+
+import shlex
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from raydistal import storage, tables
+from raydistal.errors import UserError
+from raydistal.report import figures, page
+from raydistal.report.figures import Picture, picture
+from raydistal.report.page import Cell, Table, Tile, count, decimal, millions, percent
+
+SIGNS = {"inferior": "bad", "cannot tell": "open", "non-inferior": "good"}
+NAMES = {"auc": "AUC", "accuracy": "accuracy"}
+MAX_DRAWN = 40  # rows of the figure, those that come first
+MIN_GROUPS = 30  # below, the page says so
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What the pipeline found."""
+
+    info: dict[str, Any]
+    """`_table.json`."""
+    rows: list[Row]
+    """Of `schemas.DIFFERENCE`, the worst first."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of the detectors, before and after."""
+        return self.info["config"]["before"], self.info["config"]["after"]
+
+    @property
+    def unseen(self) -> list[Row]:
+        """Rows of what neither detector learnt from."""
+        return [row for row in self.rows if is_unseen(row)]
+
+
+def is_unseen(row: Row) -> bool:
+    """Whether neither detector learnt from it."""
+    return row["seen_before"] is False and row["seen_after"] is False
+
+
+def write(location: str) -> str:
+    """Writes LOCATION/report from LOCATION/difference and returns the path of the page.
+
+    Raises:
+        UserError: there is no such table, or it is unfinished.
+    """
+    place = storage.join(location, "difference")
+    info = tables.read_info(place)
+    if not info:
+        raise UserError(f"no finished difference at {location}. Make it first: raydistal difference")
+    found = Difference(info, tables.read_table(place, "difference").to_pylist())
+    return page.write(
+        location,
+        "difference.html.j2",
+        [drawing(found)],
+        is_synthetic=any(one["synthetic"] for one in (*info["detectors"], *info["data"])),
+        names=found.names,
+        margin=info["config"]["margin"],
+        protocol=info["protocol"],
+        tiles=tiles(found),
+        notices=notices(found),
+        verdicts=verdicts(found),
+        differences=differences(found),
+        detectors=detectors(found),
+        commands=commands(info),
+        configs={"difference": info["config"]},
+        versions=info["versions"],
+    )
+
+
+def tiles(found: Difference) -> list[Tile]:
+    """The headline numbers."""
+    data, whole = (
+        found.info["data"],
+        [row for row in found.rows if (row["slice"], row["metric"]) == ("all", "accuracy")],
+    )
+    num_videos = sum(row["num"] for row in whole)
+    flipped = {name: sum(row["num"] * row[name] for row in whole) for name in ("mended", "broken")}
+    split = (sum(one["num_real"] for one in data), sum(one["num_fake"] for one in data))
+    return [
+        Tile("Videos", num_videos, [f"of {count(len(data), 'dataset')}, the same for both"], split),
+        Tile("Losses", _share(found.rows), ["differences that exceed the margin"]),
+        Tile("Losses on the unseen", _share(found.unseen), ["what neither learnt from"]),
+        Tile(
+            "Decisions changed",
+            f"{100 * sum(flipped.values()) / max(1, num_videos):.3g} %",
+            [f"{flipped['broken']:.0f} turned wrong, {flipped['mended']:.0f} turned right"],
+        ),
+    ]
+
+
+def _share(rows: list[Row]) -> str:
+    return f"{sum(row['verdict'] == 'inferior' for row in rows)} of {len(rows)}"
+
+
+def notices(found: Difference) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    told = []
+    for one in found.info["detectors"]:
+        if not one["learnt"]["is_all"]:
+            told.append(
+                f"What {one['name']} learnt from is not known in full: an ancestor or teacher of it is gone or does "
+                "not say. What it may have seen is not called unseen."
+            )
+    if not found.unseen:
+        told.append("Nothing here is known to be unseen by both: how they do on other fakes is not measured.")
+    for row in found.rows:
+        if (row["slice"], row["metric"]) == ("all", "auc") and row["num_groups"] < MIN_GROUPS:
+            told.append(f"{row['dataset']} has {row['num_groups']} groups of one class only: small losses do not show.")
+    return told
+
+
+def verdicts(found: Difference) -> list[Row]:
+    """What is unseen, and what is not: how many differences are losses, and the worst."""
+    groups = [("what neither learnt from", found.unseen)]
+    groups.append(("all else", [row for row in found.rows if not is_unseen(row)]))
+    made = []
+    for name, rows in groups:
+        if not rows:
+            continue
+        counts = [(sum(row["verdict"] == verdict for row in rows), verdict) for verdict in SIGNS]
+        sign = next(SIGNS[verdict] for num, verdict in counts if num)
+        told = ", ".join(f"{num} {verdict}" for num, verdict in counts if num)
+        made.append({"sign": sign, "text": f"On {name}: {told}.", "below": f"Worst: {_sentence(rows[0])}"})
+    return made
+
+
+def _sentence(row: Row) -> str:
+    numbers = " to ".join(f"{row[name]:.3f}" for name in ("before", "after"))
+    points, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
+    return f"{NAMES[row['metric']]} on {_of(row)}: from {numbers}, {points} points ({low} to {high}), {row['verdict']}."
+
+
+def _of(row: Row) -> str:
+    return f"{row['slice']} of {row['dataset']}"
+
+
+def differences(found: Difference) -> Table:
+    """Every row, the worst first."""
+    rows: list[list[Cell]] = []
+    for row in found.rows:
+        points, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
+        rows.append(
+            [
+                Cell(row["slice"], f"{row['dataset']} \N{MIDDLE DOT} {NAMES[row['metric']]}"),
+                Cell(row["verdict"], "" if row["beats_chance"] else "no better than chance"),
+                Cell(points, f"{low} to {high}"),
+                *(decimal(row[name]) for name in ("before", "after")),
+                Cell(seen(row, *found.names)),
+                *(percent(row[name]) for name in ("broken", "mended")),
+                Cell(f"{row['num']:,}", count(row["num_groups"], "group")),
+            ]
+        )
+    columns = [
+        "of",
+        "verdict",
+        "points",
+        "before",
+        "after",
+        "learnt from",
+        "turned wrong %",
+        "turned right %",
+        "videos",
+    ]
+    return Table("Differences, the worst first", columns, rows)
+
+
+def seen(row: Row, before: str, after: str) -> str:
+    """Which of the two learnt from it."""
+    if None in (row["seen_before"], row["seen_after"]):
+        return "not known"
+    by = [name for name, has_seen in ((before, row["seen_before"]), (after, row["seen_after"])) if has_seen]
+    return {0: "unseen", 2: "both"}.get(len(by), "".join(by))
+
+
+def drawing(found: Difference) -> Picture:
+    """Differences with their intervals, in the order of the table."""
+    rows, names, told = found.rows[:MAX_DRAWN], [], []
+    for row in rows:
+        names.append(f"{row['slice']}, {NAMES[row['metric']]}\n{row['dataset']}{' (unseen)' if is_unseen(row) else ''}")
+        points = " ".join(f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
+        told.append(f"{names[-1].replace(chr(10), ', ')}: {points}")
+    drawn = partial(
+        figures.intervals,
+        names=names,
+        value_G=[row["difference"] for row in rows],
+        low_G=[row["low"] for row in rows],
+        high_G=[row["high"] for row in rows],
+        xlabel="points; shaded: what may be lost",
+        margin=found.info["config"]["margin"],
+    )
+    alt = f"Differences in points, each with the ends of its interval, the worst first. {'; '.join(told)}."
+    return picture("differences", page.visible(alt), drawn)
+
+
+def detectors(found: Difference) -> Table:
+    """What is compared, and what it has learnt from."""
+    rows: list[list[Cell]] = []
+    for one in found.info["detectors"]:
+        names = [", ".join(one["learnt"][key]) or "\N{EN DASH}" for key in ("datasets", "methods")]
+        shown = (Cell(one["name"], one["architecture"]), Cell(one["model_id"]), Cell(millions(one["num_params"])))
+        rows.append([*shown, *map(Cell, names), Cell("yes" if one["learnt"]["is_all"] else "no")])
+    columns = ["detector", "model", "parameters", "datasets learnt from", "methods learnt from", "known in full"]
+    return Table("Detectors", columns, rows).transposed()
+
+
+def commands(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """What to type next, each with its purpose."""
+    config = info["config"]
+    place = f"--evaluation {shlex.quote(config['evaluation'])}"
+    names = f"--before {shlex.quote(config['after'])} --after {shlex.quote(config['before'])}"
+    return [("The other way round", f"raydistal difference {place} {names} --margin {config['margin']}")]
