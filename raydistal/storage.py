@@ -9,7 +9,7 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -60,6 +60,23 @@ def _split_query(location: str) -> tuple[str, str]:
 def absolute(location: str) -> str:
     """`location` as every process of the job can open it: local paths become absolute, URIs stay."""
     return location if is_uri(location) else resolve(location)[1]
+
+
+def distinct_names(option: str, locations: Sequence[str]) -> list[str]:
+    """The last part of each path, and as much before it as makes them differ.
+
+    Raises:
+        UserError: a location is named twice, by `option`.
+    """
+    paths = [resolve(location)[1].strip("/").split("/") for location in locations]
+    if len({tuple(path) for path in paths}) < len(paths):
+        raise UserError(f"{option} names a folder twice: {' '.join(locations)}. Name each once.")
+    lengths = [1] * len(paths)
+    while True:
+        names = ["-".join(path[-length:]) for path, length in zip(paths, lengths, strict=True)]
+        if len(set(names)) == len(names):
+            return names
+        lengths = [length + (names.count(name) > 1) for name, length in zip(names, lengths, strict=True)]
 
 
 def read_bytes(location: str) -> bytes:

@@ -135,3 +135,41 @@ def write_faces(
 def write_run() -> Callable[..., None]:
     """`write_faces`."""
     return write_faces
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., None]) -> Path:
+    """A folder with a run, a detector that has learnt a little from it, and the same exported as onnx and as int8."""
+    import torch
+
+    from raydistal.detector import checkpoint, zoo
+    from raydistal.pipelines import export
+
+    folder = tmp_path_factory.mktemp("exported")
+    write_run(folder / "run")
+    detector = zoo.create("timm:test_resnet", "random", 0, 32)
+    optimizer = torch.optim.Adam(detector.parameters(), 1e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        label_N = np.arange(16) % 2
+        crops_NHWC = rng.integers(0, 160, (16, 32, 32, 3)) + 60 * label_N[:, None, None, None]
+        logit_N = detector(torch.from_numpy(crops_NHWC.astype(np.uint8)))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit_N, torch.from_numpy(label_N).float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    data = {"location": str(folder / "run"), "dataset": ["made up"], "synthetic": True, "methods": ["swap", "talk"]}
+    about = {
+        "technique": "train",
+        "parent": None,
+        "data": data,
+        "threshold": {"video": 0.4, "frame": 0.6, "from": "val"},
+    }
+    about |= {"recipe": {"name": "thesis", "epochs": 1}, "cost": {"images": 192, "seconds": 1.0, "gpu_seconds": 0.0}}
+    about |= {"history": [{"epoch": 0, "val_loss": 0.1, "val_accuracy": 0.9, "val_auc": 0.95}], "best_epoch": 0}
+    learnt = {"video_id": ["g00-0", "g08-0"], "group_id": ["g00", "g08"], "split": ["train", "val"]}
+    tables.write_table(f"{folder}/detector/trained_on", pa.table(learnt, schemas.TRAINED_ON), {})
+    checkpoint.save(str(folder / "detector"), detector, about)
+    for out, precision in (("onnx", "float32"), ("int8", "int8")):
+        export.run(export.Config(detector=f"{folder}/detector", out=f"{folder}/{out}", precision=precision))
+    return folder

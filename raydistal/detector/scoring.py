@@ -3,13 +3,13 @@
 N crops, S pixels a side.
 """
 
-import contextlib
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from raydistal.detector.runtime import Exported, start
 from raydistal.detector.zoo import Detector
 from raydistal.errors import UserError
 from raydistal.faces import crop
@@ -37,29 +37,23 @@ class Scorer:
     """A detector at work: (N, S, S, 3) crops to (N,) probabilities of fake.
 
     Args:
-        detector: in evaluation mode; moved to the device.
-        device: "cpu" computes in float32, "cuda" in bfloat16 where it is native, else in float16.
+        model: trained or exported, see `runtime.start`.
+        device: "cpu" or "cuda".
         batch_size: crops that go through the network together.
     """
 
-    def __init__(self, detector: Detector, device: str = "cpu", batch_size: int = 64) -> None:
-        self.detector = detector.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.batch_size = device, batch_size
-        self.autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if device == "cuda":
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-            self.autocast = torch.autocast("cuda", torch.bfloat16 if has_bf16 else torch.float16)
+    def __init__(self, model: Detector | Exported, device: str = "cpu", batch_size: int = 64) -> None:
+        self.input_px, self.batch_size = model.input_px, batch_size
+        self.logits = start(model, device)
 
-    @torch.inference_mode()
     def __call__(self, crops_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Raises UserError when the memory of the device does not suffice; the message says what to lower."""
         probability_N = np.empty(len(crops_NHWC), np.float32)
-        for start in range(0, len(crops_NHWC), self.batch_size):
-            some = slice(start, start + self.batch_size)
+        for begin in range(0, len(crops_NHWC), self.batch_size):
+            some = slice(begin, begin + self.batch_size)
             try:
-                with self.autocast:
-                    logit_N = self.detector(torch.tensor(crops_NHWC[some]).to(self.device))
+                logit_N = self.logits(crops_NHWC[some]).astype(np.float64)
             except torch.OutOfMemoryError as error:
                 raise UserError(f"out of memory with {self.batch_size} faces at once. Lower --batch-size.") from error
-            probability_N[some] = torch.sigmoid(logit_N.double()).cpu().numpy()
+            probability_N[some] = np.exp(-np.logaddexp(0, -logit_N))  # the sigmoid, for any size
         return probability_N

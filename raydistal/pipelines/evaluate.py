@@ -9,7 +9,7 @@ What is in a `scores` table is done: a rerun scores what is missing. Scores do n
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,21 +18,27 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
-from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, network_actors, start_torch
+from raydistal.pipelines.streaming import (
+    ATTEMPTS,
+    bound_queues,
+    by_parts,
+    crops_of,
+    decode_stage,
+    network_actors,
+    start_torch,
+)
 from raydistal.progress import Progress
 
 if TYPE_CHECKING:
     import ray
 
+    from raydistal.detector.runtime import Exported
     from raydistal.detector.zoo import Detector
 
-VIDEOS_PER_READ = 4  # encoded crops in memory; decoded ones leave video by video
 VIDEOS_PER_PART = 16  # what a crash can lose at most, per actor; 512 faces of 299 pixels are 140 MB
-PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
 NUM_WORST = 12  # mistakes kept for the report, per detector and run
 NUM_NAMED = 3  # offenders in a message
 OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that do not touch its crops
@@ -43,7 +49,7 @@ class Config:
     """Measure detectors on the faces of runs."""
 
     detectors: tuple[str, ...]
-    """Detector directories, local or s3://..."""
+    """Detector directories, trained or exported, local or s3://..."""
     data: tuple[str, ...]
     """Run folders with the tables videos and faces. Every detector is measured on every run."""
     out: str
@@ -138,8 +144,8 @@ def _inputs(config: Config) -> tuple[list[Known], list[Data]]:
     if storage.absolute(config.out) in map(storage.absolute, (*config.detectors, *config.data)):
         raise UserError(f"--out {config.out} is one of the folders to read: its report would be lost. Use another.")
     detectors = []
-    for location, name in zip(config.detectors, _names("--detectors", config.detectors), strict=True):
-        about = checkpoint.load(location)[1]
+    for location, name in zip(config.detectors, storage.distinct_names("--detectors", config.detectors), strict=True):
+        about = checkpoint.read_about(location)  # its weights are read once, by those that work with them
         if lacking := {"threshold", "cost", "data"} - set(about):
             raise UserError(
                 f"{location} does not say its {' and '.join(sorted(lacking))} in {checkpoint.INFO}: make it by "
@@ -147,25 +153,13 @@ def _inputs(config: Config) -> tuple[list[Known], list[Data]]:
             )
         detectors.append(Known(name, storage.absolute(location), about, checkpoint.model_id(about)))
     datasets = [
-        _data(config, location, name) for location, name in zip(config.data, _names("--data", config.data), strict=True)
+        _data(config, location, name)
+        for location, name in zip(config.data, storage.distinct_names("--data", config.data), strict=True)
     ]
     for detector in detectors:
         for data in datasets:
             _refuse_leaks(detector, data, config.split)
     return detectors, datasets
-
-
-def _names(option: str, locations: Sequence[str]) -> list[str]:
-    """The last part of each path, and as much before it as makes them differ."""
-    paths = [storage.resolve(location)[1].strip("/").split("/") for location in locations]
-    if len({tuple(path) for path in paths}) < len(paths):
-        raise UserError(f"{option} names a folder twice: {' '.join(locations)}. Name each once.")
-    lengths = [1] * len(paths)
-    while True:
-        names = ["-".join(path[-length:]) for path, length in zip(paths, lengths, strict=True)]
-        if len(set(names)) == len(names):
-            return names
-        lengths = [length + (names.count(name) > 1) for name, length in zip(names, lengths, strict=True)]
 
 
 def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:
@@ -286,16 +280,16 @@ def _stream(
     import ray
     import ray.data
 
-    from raydistal.detector import checkpoint
+    from raydistal.detector import runtime
 
     bound_queues()
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     pending = [(scores, missing) for scores, missing in pending if len(missing)]
-    detectors = [checkpoint.load(scores.detector.location)[0] for scores, _ in pending]
+    detectors = [runtime.load(scores.detector.location)[0] for scores, _ in pending]
     work = ray.put((detectors, pending))  # read once, handed to every actor by the object store
     sizes_px = sorted({detector.input_px for detector in detectors})
     dataset = (
-        ray.data.from_arrow(_by_parts(videos, num_cpus))
+        ray.data.from_arrow(by_parts(videos, num_cpus))
         .map_batches(
             partial(decode_stage, faces=storage.join(data.location, "faces"), sizes_px=sizes_px),
             batch_format="pyarrow",
@@ -317,43 +311,6 @@ def _stream(
         raise getattr(error, "cause", error) from None
 
 
-def _by_parts(videos: pa.Table, num_cpus: int) -> list[pa.Table]:
-    """`videos` in a table per task. A part is read by one task; tasks keep all CPUs busy to the end."""
-    videos = videos.sort_by("part")
-    first = np.unique(videos["part"].to_numpy(), return_index=True)[1]
-    num_tasks = min(len(first), max(8 * num_cpus, len(first) // PARTS_PER_TASK))
-    starts = [int(parts[0]) for parts in np.array_split(first, num_tasks)]
-    return [videos[start:stop] for start, stop in zip(starts, [*starts[1:], len(videos)], strict=True)]
-
-
-def decode_stage(videos: pa.Table, faces: str, sizes_px: Sequence[int]) -> Iterator[pa.Table]:
-    """Rows of `videos` (video_id, label, method, group_id, part) -> the same rows with status, frame_index and crops.
-
-    The crops are decoded for each size S, as lists of S * S * 3 bytes in the column pixels_S. A crop that is no image
-    is left out with its frame; a video that has no other gets the status decode_error.
-    """
-    from raydistal.detector.scoring import decode_crops
-
-    for name in pc.unique(videos["part"]).to_pylist():
-        of_part = videos.filter(pc.equal(videos["part"], name)).drop_columns(["part"])
-        filesystem, path = storage.resolve(storage.join(faces, name))
-        with pq.ParquetFile(path, filesystem=filesystem) as part:
-            columns = ["video_id", "status", "frame_index", "crop"]
-            for batch in part.iter_batches(VIDEOS_PER_READ, columns=columns):
-                wanted = pc.is_in(batch["video_id"], of_part["video_id"].combine_chunks())
-                for found in batch.filter(wanted).to_pylist():
-                    crops, places = decode_crops(found["crop"] or [], sizes_px)
-                    status = "decode_error" if found["status"] == "ok" and not places else found["status"]
-                    frame_index = np.array(found["frame_index"], np.int32)[places]
-                    row = of_part.filter(pc.equal(of_part["video_id"], found["video_id"]))
-                    row = row.append_column("status", pa.array([status]))
-                    row = row.append_column("frame_index", schemas.list_column(frame_index, [len(places)]))
-                    for size_px, crops_NHWC in crops.items():
-                        pixels_NP = crops_NHWC.reshape(len(places), 3 * size_px**2)
-                        row = row.append_column(f"pixels_{size_px}", schemas.list_column(pixels_NP, [len(places)]))
-                    yield row
-
-
 class ScoreStage:
     """Actor: holds all detectors, and writes the rows that each still lacks as one part of its table.
 
@@ -362,7 +319,7 @@ class ScoreStage:
 
     def __init__(
         self,
-        work: "ray.ObjectRef[tuple[list[Detector], list[tuple[Scores, pa.Array]]]]",
+        work: "ray.ObjectRef[tuple[list[Detector | Exported], list[tuple[Scores, pa.Array]]]]",
         batch_size: int,
         claim: tables.Claim,
     ) -> None:
@@ -384,7 +341,7 @@ class ScoreStage:
             if not is_missing.any():
                 continue
             some, num_V = rows.filter(pa.array(is_missing)), num_faces[is_missing]
-            probability_N = scorer(_crops(some[f"pixels_{scorer.detector.input_px}"], scorer.detector.input_px))
+            probability_N = scorer(crops_of(some[f"pixels_{scorer.input_px}"], scorer.input_px))
             probability_V = aggregate(probability_N, np.repeat(np.arange(len(some)), num_V), len(some), "mean")
             some = some.append_column("model_id", pa.array([scores.detector.model_id] * len(some)))
             some = some.append_column("probability", pa.array(probability_V, from_pandas=True))  # NaN becomes null
@@ -392,11 +349,6 @@ class ScoreStage:
             self.claim.check()  # here, as the workers of a job that was paused or killed may still be at it
             tables.write_part(scores.location, schemas.conform(some, schemas.SCORES), scores.settings)
         return pa.table({"num_faces": num_faces})
-
-
-def _crops(pixels: pa.ChunkedArray, size_px: int) -> npt.NDArray[np.uint8]:
-    flat = pixels.combine_chunks().flatten().flatten()
-    return np.asarray(flat.to_numpy()).reshape(-1, size_px, size_px, 3)
 
 
 def _measure(config: Config, detectors: list[Known], datasets: list[Data]) -> None:

@@ -6,20 +6,20 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from raydistal import schemas, storage, tables
-from raydistal.detector import checkpoint, zoo
+from raydistal.detector import checkpoint, runtime, zoo
 from raydistal.errors import UserError
 from raydistal.faces import crop
-from raydistal.pipelines import evaluate
+from raydistal.pipelines import evaluate, export
 
 pytestmark = pytest.mark.ray
 
 SPLITS = (
     ("train",) * 2 + ("val",) + ("test",) * 4
 )  # a group each: a real video and a fake of it; the last without faces
+DETECTORS = ("small", "large", "onnx")
 COST = {"images": 700, "seconds": 3.5, "gpu_seconds": 0.0, "device": "cpu"}
 THRESHOLD = {"video": 0.45, "frame": 0.55, "from": "val"}
 
@@ -36,12 +36,14 @@ def save_detector(location, seed=0, input_px=32, learnt=("g00", "g01", "g02")):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, write_run):
-    """Two runs (the second with faces of another size, and no group that the detectors know) and two detectors."""
+    """Two runs (the second with faces of another size, and no group that the detectors know), two detectors, and one of
+    them exported."""
     folder = tmp_path_factory.mktemp("place")
     write_run(folder / "one", videos_per_part=3, splits=SPLITS)
     write_run(folder / "two", videos_per_part=40, splits=("pool",) * 3 + ("test",) * 5, size_px=48, faces_per_video=3)
     save_detector(folder / "small")
     save_detector(folder / "large", seed=1, input_px=40)
+    export.run(export.Config(detector=f"{folder}/small", out=f"{folder}/onnx"))
     return folder
 
 
@@ -54,9 +56,9 @@ def config(place, out, detectors=("small", "large"), data=("one",), **changes):
 
 @pytest.fixture(scope="module")
 def evaluated(cluster, place, tmp_path_factory):
-    """Both detectors on both runs."""
+    """All detectors on both runs."""
     out = tmp_path_factory.mktemp("out")
-    asked = config(place, out, data=("one", "two"))
+    asked = config(place, out, detectors=DETECTORS, data=("one", "two"))
     assert not evaluate.is_scored(asked)
     return asked, evaluate.run(asked)
 
@@ -81,15 +83,15 @@ def files(folder):
 
 def by_hand(location, run):
     """Rows of `scores`, by the detector alone, one face at a time."""
-    detector, about = checkpoint.load(str(location))
+    model, about = runtime.load(str(location))
+    logits = runtime.start(model)
     videos = {row["video_id"]: row for row in tables.read_table(f"{run}/videos", "index").to_pylist()}
     rows = []
     for face in tables.read_table(f"{run}/faces", "extract").sort_by("video_id").to_pylist():
         video = videos[face["video_id"]]
         if video["split"] == "test":
-            crops = [torch.from_numpy(crop.decode(image, detector.input_px))[None] for image in face["crop"]]
-            with torch.inference_mode():
-                frames = [torch.sigmoid(detector(crops_1HWC)).item() for crops_1HWC in crops]
+            crops = [crop.decode(image, model.input_px)[None] for image in face["crop"]]
+            frames = [1 / (1 + np.exp(-logits(crops_1HWC).item())) for crops_1HWC in crops]
             rows.append({name: video[name] for name in ("video_id", "label", "method", "group_id")})
             rows[-1] |= {"model_id": checkpoint.model_id(about), "status": face["status"]}
             rows[-1] |= {"frame_index": face["frame_index"], "frame_probability": pytest.approx(frames, abs=1e-6)}
@@ -98,7 +100,7 @@ def by_hand(location, run):
 
 
 @pytest.mark.parametrize("data", ["one", "two"])
-@pytest.mark.parametrize("detector", ["small", "large"])
+@pytest.mark.parametrize("detector", DETECTORS)
 def test_scores_are_those_of_the_detector_alone(evaluated, place, detector, data):
     found = scores(evaluated[0].out, detector, data)
     assert found.schema.remove_metadata().equals(schemas.SCORES)
@@ -139,7 +141,7 @@ def test_metrics_are_those_of_the_scores(evaluated):
 def test_the_summary_and_what_the_report_needs(evaluated, place):
     asked, summary = evaluated
     assert [(one["detector"], one["data"]) for one in summary["results"]] == [
-        (detector, data) for data in ("one", "two") for detector in ("small", "large")
+        (detector, data) for data in ("one", "two") for detector in DETECTORS
     ]
     info = tables.read_info(f"{asked.out}/metrics")
     first = summary["results"][0]
@@ -176,10 +178,7 @@ def test_the_summary_and_what_the_report_needs(evaluated, place):
         "synthetic": False,
     }
     assert [(one["detector"], one["data"], one["level"]) for one in info["curves"]] == [
-        (detector, data, level)
-        for data in ("one", "two")
-        for detector in ("small", "large")
-        for level in ("video", "frame")
+        (detector, data, level) for data in ("one", "two") for detector in DETECTORS for level in ("video", "frame")
     ]
     for one in info["worst"]:
         table = {row["video_id"]: row for row in scores(asked.out, one["detector"], one["data"]).to_pylist()}
@@ -196,7 +195,7 @@ def test_the_summary_and_what_the_report_needs(evaluated, place):
 def test_a_rerun_does_nothing_and_other_metrics_need_no_second_look(evaluated, place, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(evaluated[0].out, out)
-    asked = config(place, out, data=("one", "two"))
+    asked = config(place, out, detectors=DETECTORS, data=("one", "two"))
     before = files(out / "scores") | files(out / "metrics")
     assert evaluate.is_scored(asked)
     again = evaluate.run(asked)
@@ -308,9 +307,9 @@ def test_names_are_made_unique(place, tmp_path):
     shutil.copytree(place / "small", tmp_path / "again/small")
     shutil.copytree(place / "small", tmp_path / "other/small")
     locations = [str(tmp_path / "again/small"), str(tmp_path / "other/small"), f"{place}/large/"]
-    assert evaluate._names("--detectors", locations) == ["again-small", "other-small", "large"]
+    assert storage.distinct_names("--detectors", locations) == ["again-small", "other-small", "large"]
     with pytest.raises(UserError, match="twice"):
-        evaluate._names("--detectors", [str(place / "small"), f"{place}/small/"])
+        storage.distinct_names("--detectors", [str(place / "small"), f"{place}/small/"])
 
 
 def test_what_a_detector_has_learnt_from_is_refused(place, tmp_path, capsys):
@@ -401,10 +400,10 @@ def stream_here(config, data, videos, pending, claim):
     """The stages in turn."""
     import ray
 
-    detectors = [checkpoint.load(scores.detector.location)[0] for scores, _ in pending]
+    detectors = [runtime.load(scores.detector.location)[0] for scores, _ in pending]
     stage = evaluate.ScoreStage(ray.put((detectors, pending)), config.batch_size, claim)
     sizes_px = [detector.input_px for detector in detectors]
-    for videos_of_task in evaluate._by_parts(videos, num_cpus=1):
+    for videos_of_task in evaluate.by_parts(videos, num_cpus=1):
         for row in evaluate.decode_stage(videos_of_task, f"{data.location}/faces", sizes_px):
             yield {"num_faces": stage(row)["num_faces"].to_numpy()}
 
