@@ -18,16 +18,40 @@ from typing import Annotated, Any
 import tyro
 
 from raydistal.errors import UserError
-from raydistal.pipelines import compare, demo, distill, evaluate, extract, index, report, select, train
+from raydistal.pipelines import (
+    compare,
+    cost,
+    demo,
+    difference,
+    distill,
+    evaluate,
+    export,
+    extract,
+    generalise,
+    index,
+    prune,
+    report,
+    search,
+    select,
+    teach,
+    train,
+)
 
 Verb = (
     Annotated[index.Config, tyro.conf.subcommand("index")]
     | Annotated[extract.Config, tyro.conf.subcommand("extract")]
     | Annotated[select.Config, tyro.conf.subcommand("select")]
     | Annotated[distill.Config, tyro.conf.subcommand("distill")]
+    | Annotated[teach.Config, tyro.conf.subcommand("teach")]
     | Annotated[train.Config, tyro.conf.subcommand("train")]
+    | Annotated[prune.Config, tyro.conf.subcommand("prune")]
+    | Annotated[export.Config, tyro.conf.subcommand("export")]
+    | Annotated[search.Config, tyro.conf.subcommand("search")]
     | Annotated[evaluate.Config, tyro.conf.subcommand("evaluate")]
+    | Annotated[cost.Config, tyro.conf.subcommand("cost")]
     | Annotated[compare.Config, tyro.conf.subcommand("compare")]
+    | Annotated[generalise.Config, tyro.conf.subcommand("generalise")]
+    | Annotated[difference.Config, tyro.conf.subcommand("difference")]
     | Annotated[report.Config, tyro.conf.subcommand("report")]
     | Annotated[demo.Config, tyro.conf.subcommand("demo")]
 )
@@ -36,9 +60,16 @@ RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {
     extract.Config: extract.run,
     select.Config: select.run,
     distill.Config: distill.run,
+    teach.Config: teach.run,
     train.Config: train.run,
+    prune.Config: prune.run,
+    export.Config: export.run,
+    search.Config: search.run,
     evaluate.Config: evaluate.run,
+    cost.Config: cost.run,
     compare.Config: compare.run,
+    generalise.Config: generalise.run,
+    difference.Config: difference.run,
     report.Config: report.run,
     demo.Config: demo.run,
 }
@@ -67,11 +98,13 @@ def needs_cluster(config: object) -> bool:
     """False for what one process does in a moment."""
     if isinstance(config, select.Config):
         return not select.is_ranked(config)
-    if isinstance(config, train.Config):
+    if isinstance(config, teach.Config):
+        return not teach.is_taught(config)
+    if isinstance(config, train.Config | prune.Config):
         return config.compute.num_workers > 0
     if isinstance(config, evaluate.Config):
         return not evaluate.is_scored(config)
-    return not isinstance(config, index.Config | report.Config)
+    return not isinstance(config, export.Config | cost.Config | index.Config | difference.Config | report.Config)
 
 
 def connect() -> None:

@@ -37,7 +37,21 @@ def folders(tmp_path_factory, clip_writer):
     return root
 
 
-VERBS = ["index", "extract", "select", "distill", "report", "train", "evaluate", "compare", "demo"]
+VERBS = [
+    "index",
+    "extract",
+    "select",
+    "distill",
+    "report",
+    "teach",
+    "train",
+    "evaluate",
+    "export",
+    "cost",
+    "search",
+    "compare",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -71,7 +85,12 @@ def test_index_says_what_it_found(folders, tmp_path):
         (["train", "--data", "OUT", "--out", "OUT/d", "--recipe", "best"], "thesis, finetune"),
         (["train", "--data", "OUT", "--out", "OUT/d", "--weights", "random"], "raydistal index"),
         (["evaluate", "--detectors", "OUT/d", "--data", "OUT", "--out", "OUT/e"], "detector.json"),
+        (["export", "--detector", "OUT/d", "--out", "OUT/d"], "is the detector itself"),
         (["compare", "--data", "OUT", "--out", "OUT/c", "--architectures", "xception", "--sets", "2"], "below 1"),
+        (
+            ["search", "--data", "D", "--out", "OUT", "--architecture", "xception", "--space", "bits=4"],
+            "bits must be 8 or",
+        ),
         (["index", "--vidoes", "x"], "--vidoes"),
         (["nothing"], "nothing"),
         ([], "index"),

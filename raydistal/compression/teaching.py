@@ -1,13 +1,16 @@
-"""How a student learns from teachers: the settings of knowledge distillation (KD)."""
+"""How a student learns from teachers: the settings of knowledge distillation (KD), and who the teachers are."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+from raydistal import storage
 from raydistal.errors import UserError
 
 KD = Literal["soft", "rkd", "contrastive"]
 WEIGHTS = {"soft": 1.0, "rkd": 1.0, "contrastive": 0.1}  # of contrastive: CKD 4.A
+PROJECTED = 128  # numbers per face in the space where contrastive compares; CRD's, CKD gives none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +18,7 @@ class Teaching:
     """What is learnt from which teachers. Without teachers: nothing."""
 
     teachers: tuple[str, ...] = ()
-    """Detector directories; of several, their losses are added (CKD equation 10), for soft their probabilities averaged."""
+    """Detector directories. Of several, losses are added (CKD equation 10), for soft their probabilities averaged."""
     kd: KD = "soft"
     """soft: their probabilities (thesis 5.8.1); rkd: distances and angles between embeddings; contrastive: as CKD."""
     alpha: float = 0.25
@@ -31,8 +34,8 @@ class Teaching:
     bank: int = 4096
     """Of contrastive: fakes remembered from earlier steps, at most; 128 numbers each."""
     outputs: Literal["auto", "live", "cached"] = "auto"
-    """cached: teachers speak from the table that raydistal teach made of their run; live: they look at every face again,
-    as augmented; auto: cached if it is there and faces are not augmented."""
+    """live: they look at every face again, as it was augmented; cached: they speak from the tables that they filled by
+    raydistal teach; auto: cached if these are there and faces are not augmented."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -48,3 +51,47 @@ class Teaching:
     def weight(self) -> float:
         """Lambda."""
         return self.kd_weight or WEIGHTS[self.kd]
+
+    @property
+    def bank_mb(self) -> float:
+        """What the banks of all teachers take in each process, 1e6 bytes."""
+        return len(self.teachers) * self.bank * PROJECTED * 4 / 1e6 if self.kd == "contrastive" else 0.0
+
+
+class Teacher(NamedTuple):
+    """A detector that teaches, without its weights."""
+
+    location: str
+    model_id: str
+    input_px: int
+
+    def table(self, run: str) -> str:
+        """Where `raydistal teach` puts what it says of the faces of a run: `schemas.teaching_schema`."""
+        return storage.join(run, "teaching", self.model_id)
+
+    def settings(self, faces: Mapping[str, Any]) -> dict[str, Any]:
+        """Of that table; `faces` is `_table.json` of the faces."""
+        return {"model_id": self.model_id, "input_px": self.input_px, "faces": faces["fingerprint"]}
+
+
+def find_teachers(locations: Iterable[str]) -> list[Teacher]:
+    """Looks up who they are.
+
+    Raises:
+        UserError: one is no finished detector, is an exported one, or is the same as another.
+    """
+    from raydistal.detector import checkpoint  # loads torch, which the command line must not
+
+    found: dict[str, Teacher] = {}
+    for location in locations:
+        about = checkpoint.read_about(location)
+        if about.get("runtime", "torch") != "torch":
+            raise UserError(
+                f"the teacher {location} is an exported model ({about['runtime']}), which gives no embeddings: give "
+                "the detector that it was exported from"
+            )
+        teacher = Teacher(storage.absolute(location), checkpoint.model_id(about), about["input_px"])
+        if same := found.get(teacher.model_id):
+            raise UserError(f"--teachers names a detector twice: {location} has the weights of {same.location}")
+        found[teacher.model_id] = teacher
+    return list(found.values())

@@ -6,10 +6,10 @@ would read every part a hundred times.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,23 @@ class Batch(NamedTuple):
 
     crops_NHWC: npt.NDArray[np.uint8]
     label_N: npt.NDArray[np.int64]
+    told: Mapping[str, npt.NDArray[Any]] = {}
+    """For teachers: crops_S, the same pictures with S pixels a side; or by them, of each one from 0: logit_0 (N,) and
+    embedding_0 (N, D)."""
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """For `from_columns`."""
+        return {"crops_NHWC": self.crops_NHWC, "label_N": self.label_N, **self.told}
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """What `columns` gave."""
+        told = dict(columns)
+        return cls(told.pop("crops_NHWC"), told.pop("label_N"), told)
+
+    def some(self, rows: slice) -> Self:
+        """Some of the faces."""
+        return self.from_columns({name: values[rows] for name, values in self.columns().items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +74,8 @@ class Limits:
     """Real faces (thesis 5.2.3: 10,000). 0: no limit."""
     max_per_method: int = 0
     """Fake faces of each method (thesis 5.2.3: 3,000). 0: no limit."""
+    leave_out: tuple[str, ...] = ()
+    """Methods whose fakes are neither learnt from nor measured on in val."""
 
     def __post_init__(self) -> None:
         if min(self.max_faces, self.max_real, self.max_per_method) < 0 or self.max_faces == 1:
@@ -73,6 +92,12 @@ class Source:
     seed: int
     augments: bool
     robust: bool
+    teacher_sizes_px: Sequence[int] = ()
+    """Of networks that see the training faces too: the very same pictures."""
+    teachings: Sequence[str] = ()
+    """Tables of what teachers said of the faces before, see `schemas.teaching_schema`."""
+    with_embeddings: bool = False
+    """Of the teachers."""
 
 
 def list_examples(location: str, parts: Sequence[str], videos: pa.Table) -> pa.Table:
@@ -158,33 +183,60 @@ def _windows(share: Ints) -> list[Ints]:
 def load_window(
     source: Source, examples: pa.Table, window: Ints, epoch: int | None, threads: ThreadPoolExecutor | None = None
 ) -> Iterator[Batch]:
-    """The faces `window` of `examples`, in its order, some at a time; augmented if they are for training in `epoch`.
+    """The faces `window` of `examples`, in its order, some at a time; for training in `epoch`, None: for measuring.
 
-    What a face looks like depends on the seed, the epoch and the face alone, not on who loads it.
+    What a face looks like depends on the seed, the epoch and the face alone, not on who loads it. For training it may
+    be augmented, and comes with what teachers need. Where they want another size than the student, it is augmented at
+    the largest one and made smaller then.
     """
+    is_training = epoch is not None
     rows = examples.take(pa.array(window))
-    part_N, row_N, place_N = (rows[name].to_numpy() for name in ("part", "row", "place"))
     image_N = np.empty(len(rows), object)
-    for number in np.unique(part_N):
-        here = np.flatnonzero(part_N == number)
-        filesystem, path = storage.resolve(storage.join(source.location, source.parts[number]))
-        crops = pq.read_table(path, columns=["crop"], filesystem=filesystem)["crop"].combine_chunks()
-        offset_V = crops.offsets.to_numpy()
-        images = crops.values.take(pa.array(offset_V[row_N[here]] + place_N[here]))
+    for here, images in _read(source.location, source.parts, rows, "crop"):
         image_N[here] = images.to_numpy(zero_copy_only=False)
+    told = _read_teachings(source, rows) if is_training else {}
     key_N = sample_key(rows["video_id"], rows["frame_index"].to_numpy(), source.seed)
     label_N = rows["label"].to_numpy().astype(np.int64)
+    sizes_px = list(dict.fromkeys([source.size_px, *(source.teacher_sizes_px if is_training else ())]))
 
-    def show(number: int) -> crop.Image:
-        crop_HWC = crop.decode(image_N[number], source.size_px)
+    def show(number: int) -> list[crop.Image]:
         if epoch is None or not source.augments:
-            return crop_HWC
-        return augment(crop_HWC, np.random.default_rng([epoch, int(key_N[number])]), source.robust)
+            return crop.decode_sizes(image_N[number], sizes_px)
+        rng = np.random.default_rng([epoch, int(key_N[number])])
+        varied_HWC = augment(crop.decode(image_N[number], max(sizes_px)), rng, source.robust)
+        return [varied_HWC if size_px == max(sizes_px) else crop.resize(varied_HWC, size_px) for size_px in sizes_px]
 
     for start in range(0, len(rows), FACES_PER_CHUNK):
         chunk = range(start, min(start + FACES_PER_CHUNK, len(rows)))
+        some = slice(chunk.start, chunk.stop)
         shown = (threads.map if threads else map)(show, chunk)
-        yield Batch(np.stack(list(shown)), label_N[chunk.start : chunk.stop])
+        crops_NHWC, *further = (np.stack(crops) for crops in zip(*shown, strict=True))
+        pictures = {f"crops_{size_px}": crops for size_px, crops in zip(sizes_px[1:], further, strict=True)}
+        yield Batch(crops_NHWC, label_N[some], pictures | {name: values[some] for name, values in told.items()})
+
+
+def _read(location: str, parts: Sequence[str], rows: pa.Table, column: str) -> Iterator[tuple[Ints, pa.Array]]:
+    """Part by part: which of `rows` are there, and their items of the table's list column."""
+    part_N, row_N, place_N = (rows[name].to_numpy() for name in ("part", "row", "place"))
+    for number in np.unique(part_N):
+        here = np.flatnonzero(part_N == number)
+        filesystem, path = storage.resolve(storage.join(location, parts[number]))
+        lists = pq.read_table(path, columns=[column], filesystem=filesystem)[column].combine_chunks()
+        yield here, lists.values.take(pa.array(lists.offsets.to_numpy()[row_N[here]] + place_N[here]))
+
+
+def _read_teachings(source: Source, rows: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    """`Batch.told`, as the teachers said it."""
+    told: dict[str, npt.NDArray[Any]] = {}
+    for number, location in enumerate(source.teachings):
+        for name in ("logit", "embedding")[: 1 + source.with_embeddings]:
+            for here, items in _read(location, source.parts, rows, name):
+                is_vector = pa.types.is_fixed_size_list(items.type)
+                values = items.flatten().to_numpy().reshape(len(here), -1) if is_vector else items.to_numpy()
+                if (key := f"{name}_{number}") not in told:
+                    told[key] = np.empty((len(rows), *values.shape[1:]), values.dtype)
+                told[key][here] = values
+    return told
 
 
 def rebatch(chunks: Iterable[Batch], batch_size: int, min_last: int = 1) -> Iterator[Batch]:
@@ -194,14 +246,15 @@ def rebatch(chunks: Iterable[Batch], batch_size: int, min_last: int = 1) -> Iter
         held.append(chunk)
         while sum(len(batch.label_N) for batch in held) >= batch_size:
             whole = _join(held)
-            yield Batch(whole.crops_NHWC[:batch_size], whole.label_N[:batch_size])
-            held = [Batch(whole.crops_NHWC[batch_size:], whole.label_N[batch_size:])]
+            yield whole.some(slice(batch_size))
+            held = [whole.some(slice(batch_size, None))]
     if sum(len(batch.label_N) for batch in held) >= min_last:
         yield _join(held)
 
 
 def _join(batches: list[Batch]) -> Batch:
-    return Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+    columns = [batch.columns() for batch in batches]
+    return Batch.from_columns({name: np.concatenate([of[name] for of in columns]) for name in columns[0]})
 
 
 def fingerprint(examples: pa.Table) -> str:

@@ -7,9 +7,10 @@ if nothing had happened (on CPU; on CUDA the order of sums is not fixed).
 import contextlib
 import io
 import math
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence, Set
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,87 @@ from raydistal.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 
+class Outputs(NamedTuple):
+    """What a network makes of N faces."""
+
+    logit_N: torch.Tensor
+    embedding_ND: torch.Tensor
+    """What its classifier sees."""
+
+
+class Lesson(nn.Module, ABC):
+    """What a detector learns from others than the labels. Its parameters are trained along, and left behind.
+
+    Processes learn the same lesson, each from its faces; the gradients of its parameters are averaged over them.
+    """
+
+    @abstractmethod
+    def begin_epoch(self) -> None:
+        """Forgets what was only of the last epoch: a lesson goes on from its parameters alone."""
+
+    @abstractmethod
+    def listen(self, batch: Batch) -> Sequence[Outputs]:
+        """What the teachers say of the faces."""
+
+    @abstractmethod
+    def forward(
+        self, hard_loss: torch.Tensor, student: Outputs, label_N: torch.Tensor, teachers: Sequence[Outputs]
+    ) -> torch.Tensor:
+        """The loss, a mean over the faces; depends on all parameters, whatever the faces.
+
+        Args:
+            hard_loss: that of the labels.
+            student: in float32, as all the others.
+            label_N: 1.0 fake, 0.0 real.
+            teachers: from `listen`.
+        """
+
+
+def outputs(detector: Detector, crops_NHWC: torch.Tensor) -> Outputs:
+    """By one pass; with autocast in its precision."""
+    seen: list[torch.Tensor] = []
+    classifier = detector.network.get_classifier()
+    handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        logit_N = detector(crops_NHWC)
+    finally:
+        handle.remove()
+    return Outputs(logit_N, seen[0].flatten(1))
+
+
+def mixed_precision(device: torch.device) -> tuple[contextlib.AbstractContextManager[object], torch.dtype]:
+    """A context in which networks compute in bfloat16 where it is native, else in float16; on the CPU nothing."""
+    if device.type != "cuda":
+        return contextlib.nullcontext(), torch.float32
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.autocast("cuda", dtype), dtype
+
+
+class Taught(nn.Module):
+    """A detector and its lesson as one module that ends in the loss: gradients are exchanged for both together."""
+
+    def __init__(self, detector: Detector, lesson: Lesson | None) -> None:
+        super().__init__()
+        self.detector, self.lesson = detector, lesson
+        self.autocast, _ = mixed_precision(detector._mean_C.device)
+
+    def forward(
+        self, crops_NHWC: torch.Tensor, label_N: torch.Tensor, teachers: Sequence[Outputs]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss to learn from and that of the labels alone, which has no gradient; both means over the faces."""
+        if self.lesson is None:
+            with self.autocast:
+                logit_N = self.detector(crops_NHWC)
+            loss = hard_loss = bce(logit_N.float(), label_N)
+        else:
+            with self.autocast:
+                student = outputs(self.detector, crops_NHWC)
+            student = Outputs(*(values.float() for values in student))
+            hard_loss = bce(student.logit_N, label_N)
+            loss = self.lesson(hard_loss, student, label_N, teachers)
+        return loss, hard_loss.detach()
+
+
 class Training:
     """A detector on its way, on this process's device; the same in every process of a process group, if there is one.
 
@@ -37,26 +119,36 @@ class Training:
         device: "cpu" or "cuda".
         faces_at_once: that go through the network together; gradients of a larger batch are summed. 0: all.
         seed: of dropout and the like.
+        trainable: names of the parameters to train; None: all, or those that the recipe's schedule says.
+        lesson: what to learn besides the labels; sees no more than `faces_at_once` faces together.
     """
 
     def __init__(
-        self, detector: Detector, recipe: Recipe, num_batches: int, device: str, faces_at_once: int, seed: int
+        self,
+        detector: Detector,
+        recipe: Recipe,
+        num_batches: int,
+        device: str,
+        faces_at_once: int,
+        seed: int,
+        trainable: Set[str] | None = None,
+        lesson: Lesson | None = None,
     ) -> None:
         self.recipe, self.num_batches, self.seed, self.device = recipe, num_batches, seed, torch.device(device)
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.faces_at_once = faces_at_once or recipe.batch_size
         self.detector = detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(recipe, self.detector)
+        self.trainable, self.lesson = trainable, lesson.to(self.device) if lesson else None
+        self._taught = Taught(self.detector, self.lesson)
+        self.optimizer = make_optimizer(recipe, self._taught)
         self.groups = self.detector.groups() if recipe.greedy else []
-        is_cuda = self.device.type == "cuda"
-        dtype = torch.bfloat16 if is_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        self.autocast = torch.autocast("cuda", dtype) if is_cuda else contextlib.nullcontext()
-        self.scaler = torch.amp.GradScaler("cuda", enabled=is_cuda and dtype == torch.float16)
+        self.autocast, dtype = mixed_precision(self.device)
+        self.scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self._unfrozen: set[int] | None = None
-        self._parallel: nn.Module = self.detector.eval()
+        self._parallel: nn.Module = self._taught.eval()
 
     @property
     def is_finished(self) -> bool:
@@ -71,33 +163,40 @@ class Training:
             UserError: the loss is no number, or the memory does not suffice; the message says what to lower.
         """
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.epoch, self.rank]).generate_state(1)[0]))
-        loss_sum = num_faces = 0.0
+        if self.lesson:
+            self.lesson.begin_epoch()
+        loss_sum = hard_sum = num_faces = 0.0
         for number, batch in enumerate(batches):
             self._set_trainable((self.epoch + number / self.num_batches) / self.recipe.epochs)
             rate = learning_rate(self.recipe, self.epoch + number / self.num_batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss_sum += self._step(batch)
-            num_faces += len(batch.label_N)
-        loss_sum, num_faces = self._sum(loss_sum, num_faces)
+            loss, hard_loss = self._step(batch)
+            loss_sum, hard_sum, num_faces = loss_sum + loss, hard_sum + hard_loss, num_faces + len(batch.label_N)
+        loss_sum, hard_sum, num_faces = self._sum(loss_sum, hard_sum, num_faces)
         if not math.isfinite(loss_sum):
             raise UserError(f"the loss became {loss_sum} in epoch {self.epoch}. Lower --learning-rate.")
-        return {"learning_rate": rate, "train_loss": loss_sum / max(1, num_faces), "images": int(num_faces)}
+        fitted = {"learning_rate": rate, "train_loss": loss_sum / max(1, num_faces), "images": int(num_faces)}
+        return fitted | ({"hard_loss": hard_sum / max(1, num_faces)} if self.lesson else {})
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch) -> tuple[float, float]:
+        """Returns the sums over the faces of both losses of `Taught`."""
         self.optimizer.zero_grad(set_to_none=True)
-        num_faces, loss_sum = len(batch.label_N), 0.0
+        num_faces, loss_sum, hard_sum = len(batch.label_N), 0.0, 0.0
         try:
             for start in range(0, num_faces, self.faces_at_once):
-                some = slice(start, start + self.faces_at_once)
+                some = batch.some(slice(start, start + self.faces_at_once))
                 is_last = start + self.faces_at_once >= num_faces
                 waiting = contextlib.nullcontext() if is_last else getattr(self._parallel, "no_sync", _nothing)()
                 with waiting:  # processes exchange gradients once per batch
-                    logit_N = self._logits(self._parallel, batch.crops_NHWC[some])
-                    label_N = torch.from_numpy(batch.label_N[some]).to(self.device, torch.float32)
-                    loss = bce(logit_N, label_N, reduction="sum")
-                    self.scaler.scale(loss / num_faces).backward()  # type: ignore[no-untyped-call]
-                loss_sum += loss.item()
+                    teachers = self.lesson.listen(some) if self.lesson else ()
+                    label_N = torch.from_numpy(some.label_N).to(self.device, torch.float32)
+                    loss, hard_loss = self._parallel(self._on_device(some.crops_NHWC), label_N, teachers)
+                    share = len(label_N) / num_faces
+                    self.scaler.scale(loss * share).backward()
+                loss_sum, hard_sum = (
+                    total + len(label_N) * one.item() for total, one in ((loss_sum, loss), (hard_sum, hard_loss))
+                )
             self.scaler.step(self.optimizer)
             self.scaler.update()
         except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -108,12 +207,10 @@ class Training:
                     "is nearly the same), --batch-size or --input-px."
                 ) from error
             raise
-        return loss_sum
+        return loss_sum, hard_sum
 
-    def _logits(self, network: nn.Module, crops_NHWC: npt.NDArray[np.uint8]) -> torch.Tensor:
-        with self.autocast:
-            logit_N: torch.Tensor = network(torch.from_numpy(crops_NHWC).to(self.device, non_blocking=True))
-        return logit_N.float()
+    def _on_device(self, crops_NHWC: npt.NDArray[np.uint8]) -> torch.Tensor:
+        return torch.from_numpy(crops_NHWC).to(self.device, non_blocking=True)
 
     def _set_trainable(self, fraction_done: float) -> None:
         """Freezes what the recipe's schedule does not train now."""
@@ -121,13 +218,13 @@ class Training:
         if unfrozen == self._unfrozen and self.detector.training:
             return
         self._unfrozen = unfrozen
-        self.detector.train()
-        names = None if unfrozen is None else set().union(*(self.groups[number] for number in unfrozen))
+        names = self.trainable if unfrozen is None else set().union(*(self.groups[number] for number in unfrozen))
+        self._taught.train()
         train_only(self.detector, names)
-        self._parallel = self.detector
+        self._parallel = self._taught
         if self.world_size > 1:  # it looks once at what wants gradients
             ids = [self.device.index or 0] if self.device.type == "cuda" else None
-            self._parallel = nn.parallel.DistributedDataParallel(self.detector, device_ids=ids)
+            self._parallel = nn.parallel.DistributedDataParallel(self._taught, device_ids=ids)
 
     @torch.inference_mode()
     def measure(self, batches: Iterable[Batch]) -> tuple[npt.NDArray[np.int64], Floats]:
@@ -139,8 +236,9 @@ class Training:
         logit_N: list[float] = []
         for batch in batches:
             for start in range(0, len(batch.label_N), self.faces_at_once):
-                some = slice(start, start + self.faces_at_once)
-                logit_N += self._logits(self.detector, batch.crops_NHWC[some]).tolist()
+                some = batch.some(slice(start, start + self.faces_at_once))
+                with self.autocast:
+                    logit_N += self.detector(self._on_device(some.crops_NHWC)).tolist()
             label_N += batch.label_N.tolist()
         found: list[Any] = [(label_N, logit_N)]
         if self.world_size > 1:
@@ -166,7 +264,7 @@ class Training:
     def state(self, about: dict[str, Any]) -> bytes:
         """All that the next epoch depends on, and `about`. Tensors and plain values only: read without running code."""
         content = about | {name: getattr(self, name) for name in ("epoch", "history", "best")}
-        content |= {name: getattr(self, name).state_dict() for name in ("detector", "optimizer", "scaler")}
+        content |= {name: getattr(self, name).state_dict() for name in self._parts()}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         return buffer.getvalue()
@@ -174,8 +272,11 @@ class Training:
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over what `read_state` read."""
         self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
-        for name in ("detector", "optimizer", "scaler"):
+        for name in self._parts():
             getattr(self, name).load_state_dict(state[name])
+
+    def _parts(self) -> tuple[str, ...]:
+        return ("detector", "optimizer", "scaler", *(("lesson",) if self.lesson else ()))
 
     def _sum(self, *values: float) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)

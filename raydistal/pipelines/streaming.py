@@ -1,9 +1,23 @@
-"""How Ray Data runs the stages of a pipeline: all CPUs at work, and no stage far ahead of the next one."""
+"""How Ray Data runs the stages of a pipeline: all CPUs at work, and no stage far ahead of the next one.
+
+Also the stage that several have: from encoded to decoded crops.
+"""
 
 import os
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raydistal import schemas, storage
+
+VIDEOS_PER_READ = 4  # encoded crops in memory; decoded ones leave video by video
+PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
 ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, because a lost node takes one
 
 
@@ -18,6 +32,7 @@ def bound_queues() -> None:
     context = ray.data.DataContext.get_current()
     context.op_resource_reservation_enabled = False
     context.set_config("backpressure_policies.enabled", [policy()])
+    context.raise_original_map_exception = True  # a UserError of an actor would come as an exception of Ray's
     # Retries have no other way in yet; Ray 2.64, which our range excludes, wants one.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
 
@@ -49,6 +64,49 @@ def start_torch() -> str:
     node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
     torch.set_num_threads(max(1, int(node["Resources"].get("CPU", 1))))  # Ray sets 1 for an actor without CPUs
     return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+def by_parts(videos: pa.Table, num_cpus: int) -> list[pa.Table]:
+    """`videos` (part and others) in a table per task. A part is read by one; tasks keep all CPUs busy to the end."""
+    videos = videos.sort_by("part")
+    first = np.unique(videos["part"].to_numpy(), return_index=True)[1]
+    num_tasks = min(len(first), max(8 * num_cpus, len(first) // PARTS_PER_TASK))
+    starts = [int(parts[0]) for parts in np.array_split(first, num_tasks)]
+    return [videos[start:stop] for start, stop in zip(starts, [*starts[1:], len(videos)], strict=True)]
+
+
+def decode_stage(videos: pa.Table, faces: str, sizes_px: Sequence[int]) -> Iterator[pa.Table]:
+    """Rows of `videos` (video_id, part and others) -> the same rows with status, frame_index and crops, without part.
+
+    The crops are decoded for each size S, as lists of S * S * 3 bytes in the column pixels_S. A crop that is no image
+    is left out with its frame; a video that has no other gets the status decode_error.
+    """
+    from raydistal.detector.scoring import decode_crops
+
+    for name in pc.unique(videos["part"]).to_pylist():
+        of_part = videos.filter(pc.equal(videos["part"], name)).drop_columns(["part"])
+        filesystem, path = storage.resolve(storage.join(faces, name))
+        with pq.ParquetFile(path, filesystem=filesystem) as part:
+            columns = ["video_id", "status", "frame_index", "crop"]
+            for batch in part.iter_batches(VIDEOS_PER_READ, columns=columns):
+                wanted = pc.is_in(batch["video_id"], of_part["video_id"].combine_chunks())
+                for found in batch.filter(wanted).to_pylist():
+                    crops, places = decode_crops(found["crop"] or [], sizes_px)
+                    status = "decode_error" if found["status"] == "ok" and not places else found["status"]
+                    frame_index = np.array(found["frame_index"], np.int32)[places]
+                    row = of_part.filter(pc.equal(of_part["video_id"], found["video_id"]))
+                    row = row.append_column("status", pa.array([status]))
+                    row = row.append_column("frame_index", schemas.list_column(frame_index, [len(places)]))
+                    for size_px, crops_NHWC in crops.items():
+                        pixels_NP = crops_NHWC.reshape(len(places), 3 * size_px**2)
+                        row = row.append_column(f"pixels_{size_px}", schemas.list_column(pixels_NP, [len(places)]))
+                    yield row
+
+
+def crops_of(pixels: pa.ChunkedArray, size_px: int) -> npt.NDArray[np.uint8]:
+    """A column pixels_S of `decode_stage`, (N, S, S, 3)."""
+    flat = pixels.combine_chunks().flatten().flatten()
+    return np.asarray(flat.to_numpy()).reshape(-1, size_px, size_px, 3)
 
 
 def policy() -> type:

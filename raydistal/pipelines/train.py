@@ -4,7 +4,8 @@
     faces of val   -> windows -> decode          (Ray Data) -> loss after each epoch: which epoch is kept, when to stop
 
 With no workers the same happens in this process, without Ray, with the same result. A run that was stopped or killed
-goes on from its last finished epoch.
+goes on from its last finished epoch. Teachers look at the faces in each worker, or are heard from a table that they
+filled before (raydistal teach).
 """
 
 import copy
@@ -15,7 +16,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
+from raydistal.compression.teaching import Teacher, Teaching, find_teachers
+from raydistal.detector import adapters
 from raydistal.detector.examples import Limits
 from raydistal.detector.recipes import RECIPES, Recipe
 from raydistal.errors import UserError
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     import ray
 
     from raydistal.detector.examples import Batch, Ints, Source
-    from raydistal.detector.training import Floats, Training
+    from raydistal.detector.training import Floats, Lesson, Training
     from raydistal.detector.zoo import Detector
 
 CHECKPOINT = "checkpoint.pt"
@@ -46,6 +49,7 @@ CPUS_PER_TASK = 0.5  # so that a worker and a task that loads faces fit on one C
 
 Split = Literal["train", "val"]
 Tell = Callable[[int, str], None]  # so many faces more were learnt; a remark
+OnEpoch = Callable[[dict[str, Any]], None]  # gets each row of the history once its checkpoint is there
 Feed = Callable[[Split, list["Ints"], int | None], Iterator["Batch"]]  # chunks of the faces of these windows, in order
 
 
@@ -92,6 +96,9 @@ class Config:
     robust: bool = False
     """Also learn from blurred, scaled and recompressed faces."""
     limits: Limits = field(default_factory=Limits)
+    teaching: Teaching = field(default_factory=Teaching)
+    trainable: str = "all"
+    """What is trained: all, head, last:K groups of layers, or adapters: lora:R, bottleneck:R."""
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
     """Of the new layer, the order, the augmentation and the choice of faces."""
@@ -101,6 +108,9 @@ class Config:
             raise UserError(f"unknown --recipe {self.recipe!r}: use one of {', '.join(RECIPES)}")
         if min(self.epochs, self.batch_size, self.learning_rate, self.seed) < 0:
             raise UserError("need --epochs, --batch-size, --learning-rate and --seed of 0 or more")
+        adapters.check(self.trainable)
+        if self.trainable != "all" and self.full_recipe().greedy:
+            raise UserError(f"--recipe {self.recipe} says itself which layers are trained when: use --trainable all")
         if self.compute.num_workers and (num_left := self.full_recipe().batch_size % self.compute.num_workers):
             raise UserError(
                 f"{self.compute.num_workers} workers cannot share a batch of {self.full_recipe().batch_size} evenly "
@@ -112,6 +122,24 @@ class Config:
         names = ("epochs", "batch_size", "learning_rate")
         return dataclasses.replace(RECIPES[self.recipe], **{n: getattr(self, n) for n in names if getattr(self, n)})
 
+    @property
+    def augments(self) -> bool:
+        """Whether training faces are varied."""
+        return self.full_recipe().augment or self.robust
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staff:
+    """The teachers at hand: all look at every face, or all are heard from their tables."""
+
+    teachers: Sequence[Teacher] = ()
+    embedding_dims: Sequence[int] = ()
+    live: Sequence["Detector"] = ()
+    tables: Sequence[str] = ()
+
+
+NOBODY = Staff()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -121,34 +149,48 @@ class Job:
     settings: dict[str, Any]
     claim: tables.Claim
     detector: "Detector"
+    trainable: set[str] | None
+    staff: Staff
     source: "Source"
     train: pa.Table
     val: pa.Table
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
     """Trains what is not trained yet and returns the job's summary. Needs Ray only if there are workers.
 
+    Args:
+        config: what is asked for.
+        on_epoch: called after each epoch, with its row of the history; only without workers.
+
     Raises:
-        UserError: no tables or crops, too few faces of a class, weights that do not fit, a detector made with other
-            settings, CUDA asked for and absent, out of memory; where it can be known, before any work.
+        UserError: no tables or crops, too few faces of a class, weights that do not fit, teachers that cannot teach or
+            have not spoken yet, a detector made with other settings, CUDA asked for and absent, out of memory; where it
+            can be known, before any work.
     """
     from raydistal.detector import checkpoint, zoo
 
+    if on_epoch and config.compute.num_workers:
+        raise ValueError("on_epoch is for training without workers")
     began = time.monotonic()
     _check_device(config.compute)
     out = storage.absolute(config.out)
     videos = _videos(config)
     examples = _examples(config, videos)
+    staff = _staff(config, examples["train"])
     detector = zoo.create(config.architecture, config.weights, config.seed, config.input_px)
-    settings = result_settings(config, examples, detector)
+    settings = result_settings(config, examples, detector, staff)
+    trainable = adapters.fit(detector, config.trainable, config.seed)
     with tables.sole_writer(out) as claim:
         if checkpoint.exists(out):
             about = checkpoint.load(out)[1]
             tables.refuse_other_config(out, checkpoint.INFO, about["settings"], settings)
             return _summary(out, about, began)
-        job = _job(config, settings, claim, detector, examples)
-        (_in_workers if config.compute.num_workers else _here)(job)
+        job = _job(config, settings, claim, detector, examples, trainable, staff)
+        if config.compute.num_workers:
+            _in_workers(job)
+        else:
+            _here(job, on_epoch)
         about = _finish(job, videos)
         storage.delete(storage.join(out, CHECKPOINT))
     return _summary(out, about, began)
@@ -165,9 +207,14 @@ def _videos(config: Config) -> pa.Table:
     """video_id, label, method, group_id, split (train or val) and dataset of the videos to use."""
     columns = ["video_id", "dataset", "label", "method", "group_id", "split"]
     all_ = tables.read_table(storage.join(config.data, "videos"), "index", columns)
+    methods, leave_out = sorted(set(all_["method"].to_pylist()) - {None}), config.limits.leave_out
+    if unknown := sorted(set(leave_out) - set(methods)):
+        raise UserError(f"--leave-out: no fakes of {unknown[0]!r} there. Methods: {', '.join(methods) or 'none'}")
     train = tables.read_table(config.manifest, "select", columns) if config.manifest else all_
     train, val = (table.filter(pc.equal(table["split"], split)) for table, split in ((train, "train"), (all_, "val")))
     videos = pa.concat_tables([train, val]).filter(pc.field("label").is_valid())
+    is_out = pc.is_in(videos["method"], value_set=pa.array(leave_out, pa.string()))
+    videos = videos.filter(pc.or_(pc.invert(is_out), pc.equal(videos["label"], 0)))
     shared = set(train["group_id"].to_pylist()) & set(val["group_id"].to_pylist())
     if shared:
         raise UserError(
@@ -201,7 +248,54 @@ def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
     return {"train": train, "val": val}
 
 
-def result_settings(config: Config, examples: dict[str, pa.Table], detector: "Detector") -> dict[str, Any]:
+def _staff(config: Config, train: pa.Table) -> Staff:
+    """Looks for the teachers, and whether what they say of the faces `train` is there already."""
+    from raydistal.compression.distillation import embedding_dim
+    from raydistal.detector import checkpoint
+
+    teaching = config.teaching
+    teachers = find_teachers(teaching.teachers)
+    num_fake = tables.count_classes(train["label"])[1]
+    if teachers and teaching.kd == "contrastive" and num_fake < teaching.negatives:
+        raise UserError(
+            f"--negatives {teaching.negatives}: there are {num_fake} fakes to learn from. Use --negatives {num_fake} "
+            "or fewer, or more faces."
+        )
+    if teaching.outputs == "cached" or (teaching.outputs == "auto" and not config.augments):
+        lacking = {teacher.location: lack for teacher in teachers if (lack := _lack(config, teacher, train))}
+        if not lacking:
+            dims = [tables.read_info(teacher.table(config.data))["embedding_dim"] for teacher in teachers]
+            places = [teacher.table(storage.absolute(config.data)) for teacher in teachers]
+            return Staff(teachers=teachers, embedding_dims=dims, tables=places)
+        if teaching.outputs == "cached":
+            raise UserError(
+                f"--outputs cached: what {' and '.join(f'{name} says {lack}' for name, lack in lacking.items())}. "
+                f"Run: raydistal teach --teachers {' '.join(teaching.teachers)} --data {config.data}"
+            )
+    live = [checkpoint.load(teacher.location)[0] for teacher in teachers]
+    return Staff(teachers=teachers, embedding_dims=[embedding_dim(detector) for detector in live], live=live)
+
+
+def _lack(config: Config, teacher: Teacher, train: pa.Table) -> str:
+    """What is wrong with the table of a teacher; "" if it has every face in its place."""
+    from raydistal.detector.examples import list_examples
+
+    place, faces = teacher.table(config.data), storage.join(config.data, "faces")
+    info, parts = tables.read_info(place), tables.part_names(faces)
+    if not info:
+        return "is missing or unfinished"
+    is_same = info["config"] == teacher.settings(tables.faces_info(config.data))
+    if not is_same or not set(parts) <= set(tables.part_names(place)):
+        return "is of other faces"
+    there = list_examples(place, parts, train.select(["video_id", "label", "method"]))
+    names = ["part", "row", "place", "video_id", "frame_index"]
+    missing = train.select(names).join(there.select(names), names, join_type="left anti")
+    return f"lacks {len(missing)} of {len(train)} faces" if len(missing) else ""
+
+
+def result_settings(
+    config: Config, examples: dict[str, pa.Table], detector: "Detector", staff: Staff = NOBODY
+) -> dict[str, Any]:
     """What a detector is taught. Where that happens may change on the way: only rounding and batch norm notice."""
     from raydistal.detector.examples import fingerprint
     from raydistal.features.backbones import state_digest
@@ -213,13 +307,27 @@ def result_settings(config: Config, examples: dict[str, pa.Table], detector: "De
         **dataclasses.asdict(config.full_recipe()),
         "robust": config.robust,
         "seed": config.seed,
+        "trainable": None if config.trainable == "all" else config.trainable,  # as in detectors from before there was
+        "teaching": _teaching_settings(config.teaching, staff) if staff.teachers else None,
         "train_faces": fingerprint(examples["train"]),
         "val_faces": fingerprint(examples["val"]),
     }
 
 
+def _teaching_settings(teaching: Teaching, staff: Staff) -> dict[str, Any]:
+    """`outputs` as asked for: with auto, a table may appear between two starts, and only rounding notices."""
+    teachers = [teacher.model_id for teacher in staff.teachers]
+    return dataclasses.asdict(teaching) | {"kd_weight": teaching.weight, "teachers": teachers}
+
+
 def _job(
-    config: Config, settings: dict[str, Any], claim: tables.Claim, detector: "Detector", examples: dict[str, pa.Table]
+    config: Config,
+    settings: dict[str, Any],
+    claim: tables.Claim,
+    detector: "Detector",
+    examples: dict[str, pa.Table],
+    trainable: set[str] | None = None,
+    staff: Staff = NOBODY,
 ) -> Job:
     from raydistal.detector.examples import Source
 
@@ -229,10 +337,25 @@ def _job(
         parts=tables.part_names(faces),
         size_px=detector.input_px,
         seed=config.seed,
-        augments=config.full_recipe().augment or config.robust,
+        augments=config.augments,
         robust=config.robust,
+        teacher_sizes_px=[detector.input_px for detector in staff.live],
+        teachings=staff.tables,
+        with_embeddings=config.teaching.kd != "soft",
     )
-    return Job(config=config, settings=settings, claim=claim, detector=detector, source=source, **examples)
+    if config.teaching.bank_mb:
+        told = f"up to {config.teaching.bank} fakes for each of {len(staff.teachers)} teachers"
+        print(f"train: remembers {told}: {config.teaching.bank_mb:.1f} MB in each process", file=sys.stderr)
+    return Job(
+        config=config,
+        settings=settings,
+        claim=claim,
+        detector=detector,
+        trainable=trainable,
+        staff=staff,
+        source=source,
+        **examples,
+    )
 
 
 def _go_on(job: Job) -> dict[str, Any] | None:
@@ -252,7 +375,9 @@ def _go_on(job: Job) -> dict[str, Any] | None:
     return state
 
 
-def work(job: Job, state: dict[str, Any] | None, feed: Feed, tell: Tell, device: str) -> None:
+def work(
+    job: Job, state: dict[str, Any] | None, feed: Feed, tell: Tell, device: str, on_epoch: OnEpoch | None = None
+) -> None:
     """Trains to the end, from `state` on. One process of one or several, each with its share."""
     import torch
 
@@ -265,7 +390,8 @@ def work(job: Job, state: dict[str, Any] | None, feed: Feed, tell: Tell, device:
     batch_size = recipe.batch_size // num_workers
     num_batches = -(-(len(part_N) // num_workers) // batch_size)
     detector = copy.deepcopy(job.detector)  # what Ray hands over cannot be written to
-    training = Training(detector, recipe, num_batches, device, config.compute.faces_at_once, config.seed)
+    options: dict[str, Any] = {"trainable": job.trainable, "lesson": _lesson(job, device)}
+    training = Training(detector, recipe, num_batches, device, config.compute.faces_at_once, config.seed, **options)
     if state:
         training.restore(state)
     while not training.is_finished:
@@ -284,6 +410,24 @@ def work(job: Job, state: dict[str, Any] | None, feed: Feed, tell: Tell, device:
             tell(0, _note(training))
         if training.world_size > 1:
             torch.distributed.barrier()  # an epoch is finished when its checkpoint is there
+        if on_epoch:
+            on_epoch(training.history[-1])
+
+
+def _lesson(job: Job, device: str) -> "Lesson | None":
+    from raydistal.compression.distillation import Distillation, Panel, embedding_dim
+
+    if not job.staff.teachers:
+        return None
+    return Distillation(
+        job.config.teaching,
+        student_dim=embedding_dim(copy.deepcopy(job.detector)),
+        teacher_dims=job.staff.embedding_dims,
+        num_faces=len(job.train),
+        panel=Panel(job.staff.live, device) if job.staff.live else None,
+        device=device,
+        seed=job.config.seed,
+    )
 
 
 def _told(batches: Iterator["Batch"], tell: Tell, training: "Training") -> Iterator["Batch"]:
@@ -307,7 +451,7 @@ def _progress(job: Job, state: dict[str, Any] | None) -> Progress:
     return Progress("train", max(0, num_left) * len(job.train), unit="faces")
 
 
-def _here(job: Job) -> None:
+def _here(job: Job, on_epoch: OnEpoch | None) -> None:
     import torch
 
     from raydistal.detector.examples import load_window
@@ -322,7 +466,7 @@ def _here(job: Job) -> None:
             for window in windows:
                 yield from load_window(job.source, getattr(job, split), window, epoch, threads)
 
-        work(job, state, lambda *given: _ahead(feed(*given)), progress.advance, device)
+        work(job, state, lambda *given: _ahead(feed(*given)), progress.advance, device, on_epoch)
 
 
 def _ahead(chunks: Iterator["Batch"]) -> Iterator["Batch"]:
@@ -462,7 +606,7 @@ def _feed(split: Split, windows: list["Ints"], epoch: int | None, job: "ray.Obje
     load = partial(_load, split=split, epoch=epoch, job=job)
     dataset = rows.map_batches(load, batch_size=1, num_cpus=CPUS_PER_TASK, max_retries=ATTEMPTS)
     for chunk in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=CHUNKS_AHEAD):
-        yield Batch(**chunk)
+        yield Batch.from_columns(chunk)
 
 
 def _load(rows: dict[str, Any], split: Split, epoch: int | None, job: "ray.ObjectRef[Job]") -> Iterator[dict[str, Any]]:
@@ -473,7 +617,7 @@ def _load(rows: dict[str, Any], split: Split, epoch: int | None, job: "ray.Objec
     known = ray.get(job)
     for window in rows["window"]:
         for chunk in load_window(known.source, getattr(known, split), window, epoch):
-            yield chunk._asdict()
+            yield chunk.columns()
 
 
 def _device_name(device: str) -> str:
@@ -492,6 +636,7 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
     assert state is not None
     history, best = state["history"], state["best"]
     job.detector.load_state_dict(best["weights"])
+    adapters.merge(job.detector)
     used = pa.concat_tables([job.train, job.val])["video_id"]
     videos = videos.filter(pc.is_in(videos["video_id"], pc.unique(used)))
     datasets = sorted(set(videos["dataset"].to_pylist()))
@@ -500,12 +645,16 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
     about = {
         "technique": "train",
         "weights": config.weights,
+        "parent": _parent(config),
+        "trainable": config.trainable,
+        "teaching": _about_teaching(job),
         "recipe": {"name": config.recipe, **dataclasses.asdict(recipe)},
         "settings": job.settings,
         "data": {
             "location": storage.absolute(config.data),
             "manifest": config.manifest,
             "dataset": datasets,
+            "methods": sorted(set(job.train["method"].to_pylist()) - {None}),
             "synthetic": schemas.SYNTHETIC in datasets,
             "fingerprint": job.settings["train_faces"],
             "num_videos": {"train": 0, "val": 0} | tables.count_values(videos["split"]),
@@ -527,6 +676,24 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
     about = checkpoint.save(out, job.detector, about | {"versions": tables.versions()})
     report.write(out)
     return about
+
+
+def _parent(config: Config) -> dict[str, str] | None:
+    from raydistal.detector import checkpoint
+
+    if config.weights in ("imagenet", "random") or not checkpoint.exists(config.weights):
+        return None
+    model_id = checkpoint.model_id(checkpoint.read_about(config.weights))
+    return {"location": storage.absolute(config.weights), "model_id": model_id}
+
+
+def _about_teaching(job: Job) -> dict[str, Any] | None:
+    if not job.staff.teachers:
+        return None
+    teachers = [{"location": teacher.location, "model_id": teacher.model_id} for teacher in job.staff.teachers]
+    settings: dict[str, Any] = job.settings["teaching"]
+    outputs = "live" if job.staff.live else "cached"
+    return settings | {"teachers": teachers, "outputs": outputs, "bank_mb": job.config.teaching.bank_mb}
 
 
 def _thresholds(val: pa.Table, logit_N: "Floats") -> dict[str, Any]:

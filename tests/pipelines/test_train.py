@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from raydistal import schemas, storage, tables
-from raydistal.detector import checkpoint
+from raydistal.compression.teaching import Teaching
+from raydistal.detector import checkpoint, zoo
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import train
@@ -24,6 +25,14 @@ def made(tmp_path_factory, write_run):
     run = tmp_path_factory.mktemp("run")
     write_run(run)
     return run
+
+
+@pytest.fixture(scope="module")
+def teacher(made):
+    """Of random weights, and for larger crops than the students."""
+    location = str(made / "teacher")
+    checkpoint.save(location, zoo.create("timm:test_efficientnet", "random", 4, 48).eval(), {})
+    return location
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +53,8 @@ def assert_same(one, other):
 
 
 def test_from_a_run_to_a_detector(made):
-    summary = train.run(config(made, recipe="thesis", epochs=6, learning_rate=2e-2))
+    told = []
+    summary = train.run(config(made, recipe="thesis", epochs=6, learning_rate=2e-2), told.append)
     detector, about = checkpoint.load(str(made / "detector"))
     assert summary["detector"] == str(made / "detector")
     assert (summary["faces"], summary["epochs"], summary["device"]) == (96, 6, "cpu")
@@ -59,6 +69,10 @@ def test_from_a_run_to_a_detector(made):
     assert about["threshold"]["from"] == "val"
     assert 0 < about["threshold"]["video"] < 1
     assert [row["epoch"] for row in about["history"]] == list(range(6))
+    assert told == about["history"]
+    names = ("technique", "parent", "teaching", "trainable")
+    assert [about[name] for name in names] == ["train", None, None, "all"]
+    assert about["data"]["methods"] == ["swap", "talk"]
     assert about["best_epoch"] == min(about["history"], key=lambda row: row["val_loss"])["epoch"]
     assert not detector.training
     used = tables.read_table(str(made / "detector/trained_on"), "train").to_pylist()
@@ -90,8 +104,10 @@ def test_seeds_make_runs_repeatable(made, tmp_path):
     assert not all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_an_interrupted_run_goes_on(made, tmp_path, monkeypatch):
-    train.run(config(made, out=str(tmp_path / "whole")))
+def test_an_interrupted_run_goes_on(made, teacher, tmp_path, monkeypatch):
+    """Of a student that is taught: its projections are in the checkpoint."""
+    teaching = Teaching(teachers=(teacher,), kd="contrastive", negatives=4)
+    train.run(config(made, out=str(tmp_path / "whole"), teaching=teaching))
     write, num_written = storage.write_bytes, []
 
     def stop_after_the_second(location, content):
@@ -103,10 +119,10 @@ def test_an_interrupted_run_goes_on(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage, "write_bytes", stop_after_the_second)
     with pytest.raises(KeyboardInterrupt):
-        train.run(config(made, out=str(tmp_path / "stopped")))
+        train.run(config(made, out=str(tmp_path / "stopped"), teaching=teaching))
     with pytest.raises(UserError, match=r"checkpoint.pt[\s\S]*batch_size: 8 there, 4 now"):
-        train.run(config(made, out=str(tmp_path / "stopped"), batch_size=4))
-    train.run(config(made, out=str(tmp_path / "stopped")))
+        train.run(config(made, out=str(tmp_path / "stopped"), teaching=teaching, batch_size=4))
+    train.run(config(made, out=str(tmp_path / "stopped"), teaching=teaching))
     assert len(num_written) == 3
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
@@ -114,11 +130,63 @@ def test_an_interrupted_run_goes_on(made, tmp_path, monkeypatch):
 def test_a_detector_can_be_tuned_on(made, tmp_path):
     train.run(config(made, out=str(tmp_path / "first"), epochs=1))
     train.run(config(made, out=str(tmp_path / "second"), epochs=1, weights=str(tmp_path / "first"), learning_rate=1e-9))
-    about = checkpoint.load(str(tmp_path / "second"))[1]
+    about, first = (checkpoint.load(str(tmp_path / name))[1] for name in ("second", "first"))
     assert about["weights"] == str(tmp_path / "first")
+    assert about["parent"] == {"location": str(tmp_path / "first"), "model_id": checkpoint.model_id(first)}
     one, other = weights(tmp_path / "first"), weights(tmp_path / "second")
     name = "network.fc.weight"
     torch.testing.assert_close(one[name], other[name], atol=1e-6, rtol=0)
+
+
+def test_with_lora_only_weights_change(made, tmp_path):
+    train.run(config(made, out=str(tmp_path / "d"), epochs=1, trainable="lora:2"))
+    start = zoo.create("timm:test_resnet", "random", 0, 32).state_dict()
+    changed = {name for name, value in weights(tmp_path / "d").items() if not torch.equal(value, start[name])}
+    vectors = {name for name, value in start.items() if value.ndim < 2}  # batch norm, statistics included
+    assert changed & vectors == {"network.fc.bias"}
+    assert changed - vectors > {"network.fc.weight"}
+    about = checkpoint.load(str(tmp_path / "d"))[1]
+    assert (about["trainable"], about["adapter"]) == ("lora:2", "")
+
+
+@pytest.mark.parametrize(("kd", "weight"), [("soft", 1.0), ("rkd", 1.0), ("contrastive", 0.1)])
+def test_a_student(made, teacher, tmp_path, kd, weight, capsys):
+    """The teacher looks at every face, as no table is there."""
+    teaching = Teaching(teachers=(teacher,), kd=kd, negatives=4, bank=1000)
+    train.run(config(made, out=str(tmp_path / "d"), epochs=1, recipe="ckd-vanilla", teaching=teaching))
+    about = checkpoint.load(str(tmp_path / "d"))[1]
+    model_id = checkpoint.model_id(checkpoint.read_about(teacher))
+    assert about["teaching"] == {
+        "teachers": [{"location": teacher, "model_id": model_id}],
+        "kd": kd,
+        "alpha": 0.25,
+        "temperature": 1.0,
+        "kd_weight": weight,
+        "tau": 0.05,
+        "negatives": 4,
+        "bank": 1000,
+        "bank_mb": 0.512 if kd == "contrastive" else 0.0,
+        "outputs": "live",
+    }
+    assert about["settings"]["teaching"]["teachers"] == [model_id]
+    assert about["history"][0]["train_loss"] != about["history"][0]["hard_loss"]
+    assert ("up to 1000 fakes for each of 1 teachers: 0.5 MB" in capsys.readouterr().err) == (kd == "contrastive")
+
+
+def test_teachers_that_cannot_teach(made, teacher, tmp_path):
+    def refused(message, **options):
+        teaching = Teaching(**({"teachers": (teacher,)} | options))
+        with pytest.raises(UserError, match=message):
+            train.run(config(made, out=str(tmp_path / "d"), teaching=teaching))
+
+    refused("no finished detector", teachers=("/no/such/detector",))
+    refused(r"--negatives 49: there are 48 fakes to learn from\. Use --negatives 48 or", kd="contrastive", negatives=49)
+    refused(r"says is missing or unfinished\. Run: raydistal teach --teachers", outputs="cached")
+    content = json.loads(storage.read_bytes(f"{teacher}/detector.json"))
+    for name, changes in (("again", {}), ("exported", {"runtime": "onnx"})):
+        storage.write_bytes(str(tmp_path / name / "detector.json"), json.dumps(content | changes).encode())
+    refused("exported model", teachers=(str(tmp_path / "exported"),))
+    refused("names a detector twice", teachers=(teacher, str(tmp_path / "again")))
 
 
 def test_only_the_videos_of_the_manifest_and_the_faces_within_limits(made, tmp_path):
@@ -132,6 +200,11 @@ def test_only_the_videos_of_the_manifest_and_the_faces_within_limits(made, tmp_p
     assert about["data"]["num_faces"]["val"] == {"real": 18, "fake": 18}  # that of the run
     asked = config(made, out=str(tmp_path / "e"), epochs=1, limits=Limits(max_faces=10))
     assert train.run(asked)["faces"] == 10
+    asked = config(made, out=str(tmp_path / "f"), epochs=1, limits=Limits(leave_out=("talk",)))
+    assert train.run(asked)["faces"] == 48 + 24
+    about = checkpoint.load(str(tmp_path / "f"))[1]
+    assert about["data"]["methods"] == ["swap"]
+    assert about["data"]["num_faces"]["val"] == {"real": 18, "fake": 12}
 
 
 def test_without_val_the_threshold_is_a_half(tmp_path, write_run, capsys):
@@ -153,6 +226,9 @@ def test_without_val_the_threshold_is_a_half(tmp_path, write_run, capsys):
         ({"data": "/no/such/run"}, "raydistal index"),
         ({"manifest": "/no/such/table"}, "/no/such/table"),
         ({"input_px": 7}, "--input-px"),
+        ({"trainable": "tail"}, "unknown --trainable 'tail'"),
+        ({"recipe": "deepdistal", "trainable": "head"}, "use --trainable all"),
+        ({"limits": Limits(leave_out=("smile", "talk"))}, r"no fakes of 'smile' there\. Methods: swap, talk"),
     ],
 )
 def test_wrong_use(made, tmp_path, changes, message):
@@ -197,9 +273,12 @@ def test_all_on_an_object_store(made, tmp_path, s3):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_of_ray_train(made, tmp_path, cluster, num_workers):
-    """One worker gives the bits of a run in this process; two learn as well, in step."""
-    asked = config(made, out=str(tmp_path / "d"), compute=train.Compute(num_workers=num_workers))
+def test_workers_of_ray_train(made, teacher, tmp_path, cluster, num_workers):
+    """One worker gives the bits of a run in this process; two learn as well, in step, and from a teacher."""
+    teachers = (teacher,) if num_workers == 2 else ()
+    teaching = Teaching(teachers=teachers, kd="contrastive", negatives=4, kd_weight=0.01)
+    compute = train.Compute(num_workers=num_workers)
+    asked = config(made, out=str(tmp_path / "d"), compute=compute, teaching=teaching)
     summary = train.run(asked)
     about = json.loads((tmp_path / "d/detector.json").read_text())
     assert about["cost"]["num_workers"] == num_workers
