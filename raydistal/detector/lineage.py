@@ -1,8 +1,12 @@
 """What a detector has learnt from: its own data, that of what it started from, and that of its teachers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydistal import storage, tables
 from raydistal.detector import checkpoint
 from raydistal.errors import UserError
 
@@ -32,6 +36,20 @@ def learnt_from(about: dict[str, Any]) -> Learnt:
     known = [own, *(_learnt_by(ancestor) for ancestor in (*parents, *teachers))]
     datasets, methods = (frozenset().union(*sets) for sets in list(zip(*known, strict=True))[:2])
     return Learnt(datasets, methods, all(one.is_all for one in known))
+
+
+def trained_on(own: pa.Table, ancestors: Iterable[str]) -> pa.Table:
+    """`own` (TRAINED_ON), and the other videos that these detectors, parent or teachers, had learnt from before.
+
+    A student is not to be tested on them either: what its teacher knows by heart it hands on.
+    """
+    for location in ancestors:
+        place = storage.join(location, "trained_on")
+        if tables.read_info(place):
+            before = tables.read_table(place, "train", own.column_names)
+            is_known = pc.is_in(before["video_id"], value_set=own["video_id"].combine_chunks())
+            own = pa.concat_tables([own, before.filter(pc.invert(is_known))])
+    return own
 
 
 def _learnt_by(ancestor: dict[str, str]) -> Learnt:

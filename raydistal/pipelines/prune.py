@@ -205,7 +205,7 @@ def _named(location: str, about: dict[str, Any]) -> dict[str, str]:
 def _finish(config: Config, parent: "Detector", about: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Writes the detector directory from that of the last step; returns what detector.json says."""
     from raydistal.compression import pruning
-    from raydistal.detector import checkpoint
+    from raydistal.detector import checkpoint, lineage
     from raydistal.report import training as report
 
     out, numbers = storage.absolute(config.out), range(1, config.steps + 1)
@@ -228,21 +228,12 @@ def _finish(config: Config, parent: "Detector", about: dict[str, Any], settings:
         },
         "cost": last["cost"] | {name: sum(each["cost"][name] for each in trained) for name in summed},
     }
-    tables.write_table(storage.join(out, "trained_on"), _trained_on(config), settings)
+    trained_on = tables.read_table(storage.join(config.step(config.steps), "trained_on"), "prune")
+    trained_on = lineage.trained_on(trained_on, [config.detector])
+    tables.write_table(storage.join(out, "trained_on"), trained_on, settings)
     made = checkpoint.save(out, detector, last | told)
     report.write(out)
     return made
-
-
-def _trained_on(config: Config) -> pa.Table:
-    """The videos of the last step, and others that the detector had learnt from before: none is to be tested on."""
-    used = tables.read_table(storage.join(config.step(config.steps), "trained_on"), "prune")
-    place = storage.join(config.detector, "trained_on")
-    if not tables.read_info(place):
-        return used
-    before = tables.read_table(place, "train", used.column_names)
-    is_new = pc.invert(pc.is_in(before["video_id"], value_set=used["video_id"].combine_chunks()))
-    return pa.concat_tables([used, before.filter(is_new)])
 
 
 def _step(pruned: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:

@@ -628,7 +628,7 @@ def _device_name(device: str) -> str:
 
 def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
     """Writes the detector directory from the best epoch; returns what detector.json says."""
-    from raydistal.detector import checkpoint
+    from raydistal.detector import checkpoint, lineage
     from raydistal.report import training as report
 
     config, recipe, out = job.config, job.config.full_recipe(), job.claim.location
@@ -642,7 +642,7 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
     datasets = sorted(set(videos["dataset"].to_pylist()))
     worker_seconds = sum(row["seconds"] * row["num_workers"] for row in history)
     num_faces = {"train": tables.count_classes(job.train["label"]), "val": tables.count_classes(job.val["label"])}
-    about = {
+    about: dict[str, Any] = {
         "technique": "train",
         "weights": config.weights,
         "parent": _parent(config),
@@ -671,7 +671,10 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
         "best_epoch": best["epoch"],
         "threshold": _thresholds(job.val, best["val_logit"].numpy()),
     }
-    trained_on = schemas.conform(videos, schemas.TRAINED_ON)
+    ancestors = [teacher.location for teacher in job.staff.teachers]
+    if about["parent"]:
+        ancestors.append(about["parent"]["location"])
+    trained_on = lineage.trained_on(schemas.conform(videos, schemas.TRAINED_ON), ancestors)
     tables.write_table(storage.join(out, "trained_on"), trained_on, job.settings)
     about = checkpoint.save(out, job.detector, about | {"versions": tables.versions()})
     report.write(out)

@@ -1,7 +1,10 @@
 import json
 
+import pyarrow as pa
 import pytest
 
+from raydistal import schemas, tables
+from raydistal.detector import lineage
 from raydistal.detector.lineage import Learnt, learnt_from
 
 
@@ -43,3 +46,20 @@ def test_what_was_seen():
     assert [learnt.has_seen(*one) for one in asked] == [True, True, False, False, False]
     unsure = learnt._replace(is_all=False)
     assert [unsure.has_seen(*one) for one in asked] == [True, True, None, None, None]
+
+
+def test_what_ancestors_were_trained_on_stays_known(tmp_path):
+    def table(*video_ids: str, split: str) -> pa.Table:
+        rows = [{"video_id": name, "group_id": f"group {name}", "split": split} for name in video_ids]
+        return pa.Table.from_pylist(rows, schemas.TRAINED_ON)
+
+    tables.write_table(f"{tmp_path}/teacher/trained_on", table("a", "b", split="train"), {})
+    tables.write_table(f"{tmp_path}/parent/trained_on", table("b", "c", split="val"), {})
+    ancestors = [f"{tmp_path}/{name}" for name in ("teacher", "without a table", "parent")]
+    own = table("a", "d", split="val")
+    assert [tuple(row.values()) for row in lineage.trained_on(own, ancestors).to_pylist()] == [
+        ("a", "group a", "val"),
+        ("d", "group d", "val"),
+        ("b", "group b", "train"),
+        ("c", "group c", "val"),
+    ]

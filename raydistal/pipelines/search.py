@@ -1,0 +1,538 @@
+"""videos, faces, ranking -> trials: many small detectors, to find the one that is worth having.
+
+    space -> strategy (grid, Optuna, bisection) -> points x seeds -> trials, as many at once as the cluster has room for
+    a trial: train (on a share of the ranking, with teachers) -> prune -> export as int8 -> measure on val -> a row
+
+A row is written when its trial ends. A rerun of the same command runs what has no row, and goes on inside of what was
+begun; a wider space, more seeds or another strategy use the rows that are there.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raydistal import schemas, storage, tables
+from raydistal.compression import space as spaces
+from raydistal.compression.agenda import Agenda, Row, Trial
+from raydistal.compression.space import Point
+from raydistal.compression.teaching import Teaching
+from raydistal.errors import UserError
+from raydistal.pipelines import teach
+from raydistal.pipelines.live import Live, grid
+from raydistal.pipelines.streaming import ATTEMPTS
+from raydistal.pipelines.trainings import Training
+from raydistal.pipelines.trial import KD_QUANTITIES, REACHED, Job, Pruning, attempt, failed, list_faces
+
+if TYPE_CHECKING:
+    from raydistal.compression.findings import Judge
+    from raydistal.compression.strategies import Bisection, Strategy
+
+TUNE_FOLDER = "ray-tune"
+STEPS = 16  # that a bisection divides a range into
+TUNE_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0: Tune prints nothing
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nor writes results, which are rows
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a trial is its row
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search, as it does every other verb
+}
+REDUCTION = 3  # of every three trials that reach a rung, early stopping lets the best one on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train, distil, prune and quantize many small detectors; find the best ones."""
+
+    data: str
+    """Run folder with the tables videos and faces, for shares of the data also ranking; local or s3://..."""
+    out: str
+    """Folder for the trials, their detectors and the report."""
+    architecture: str
+    """Such as efficientnet_lite0, mobilenetv3_small; or timm:NAME."""
+    space: tuple[str, ...]
+    """What to vary: data, prune, alpha, temperature, kd_weight, tau, negatives or bits, each as NAME=VALUE,VALUE...,
+    NAME=LOW..HIGH or NAME=LOW..HIGH:STEP, such as alpha=0,0.25,0.5,0.75,1 prune=0.2..0.6 bits=32,8."""
+    strategy: Literal["grid", "tpe", "pareto", "bisect"] = "grid"
+    """grid: every point; tpe: where the metric promises to be best; pareto: metric against --cost and share of data;
+    bisect: the largest prune ratio that keeps --floor, or the smallest share of data that is as good as all of it."""
+    num_trials: int = 30
+    """Points of tpe and pareto."""
+    seeds: int = 1
+    """Trainings of each point."""
+    metric: Literal["accuracy", "auc"] = "accuracy"
+    """What is to be high; on the faces of val, data bisection on its videos."""
+    cost: Literal["size_mb", "macs", "num_params"] = "size_mb"
+    """What is to be low."""
+    floor: float = 0.0
+    """Of bisect prune: what the metric must not fall below; 0.9 is 90 points."""
+    margin: float = 0.02
+    """Of bisect data: what may be lost against all of the data to count as non-inferior; 0.02 is 2 points."""
+    stop_early: bool = False
+    """Of grid and tpe: stop trainings that fall behind others (ASHA)."""
+    gpus: float = 1.0
+    """Share of a GPU of each trial, if the cluster has any: with 0.25, four trials use one."""
+    training: Training = field(default_factory=Training)
+    teaching: Teaching = field(default_factory=Teaching)
+    pruning: Pruning = field(default_factory=Pruning)
+
+    def __post_init__(self) -> None:
+        for dimension in self.parsed():
+            if dimension.name not in self.defaults():
+                teachers = f"--kd {self.teaching.kd}" if self.teaching.teachers else "without --teachers"
+                raise UserError(f"{dimension.name} has no part in a training {teachers}: leave it out of --space")
+            if dimension.name == "negatives":
+                dataclasses.replace(self.teaching, negatives=int(dimension.high))  # refuses more than the bank holds
+        if min(self.num_trials, self.seeds) < 1 or self.gpus <= 0 or not 0 < self.margin < 1:
+            raise UserError("need --num-trials and --seeds of at least 1, --gpus above 0, --margin between 0 and 1")
+        if self.stop_early and self.strategy not in ("grid", "tpe"):
+            raise UserError(
+                f"--stop-early is for --strategy grid and tpe: {self.strategy} needs trials that ran to the end"
+            )
+        if self.strategy == "bisect":
+            self._check_bisection()
+        if self.strategy == "grid":
+            spaces.points(self.parsed(), self.defaults())  # refuses ranges
+        if self.strategy in ("tpe", "pareto") and not any(len(one.values) != 1 for one in self.parsed()):
+            raise UserError(f"--strategy {self.strategy} needs something to choose from: --space alpha=0..1")
+        self.training.to_train("", "", self.architecture)  # refuses a bad recipe
+
+    def _check_bisection(self) -> None:
+        name = self.bisected()
+        if name not in ("prune", "data"):
+            raise UserError(f"--strategy bisect looks for a prune ratio or a share of the data, not for {name}")
+        if name == "prune" and not 0 < self.floor < 1:
+            raise UserError(f"--strategy bisect needs the {self.metric} that must be held: --floor 0.9")
+
+    def parsed(self) -> spaces.Space:
+        """The space."""
+        return spaces.parse(self.space)
+
+    def bisected(self) -> str:
+        """The only dimension with more than one value. Raises UserError if there is none, or another."""
+        names = [dimension.name for dimension in self.parsed() if len(dimension.values) != 1]
+        if len(names) != 1:
+            raise UserError(f"--strategy bisect varies one quantity, not {len(names)}; give others one value")
+        return names[0]
+
+    def defaults(self) -> Point:
+        """The point of a trial for which the space says nothing."""
+        point: Point = {"set": "ranking", "data": 1.0, "prune": 0.0, "bits": 32}
+        if not self.teaching.teachers:
+            return point
+        values: Point = {name: float(getattr(self.teaching, name)) for name in ("alpha", "temperature", "tau")}
+        values |= {"kd_weight": float(self.teaching.weight), "negatives": self.teaching.negatives}
+        return point | {name: values[name] for name in KD_QUANTITIES[self.teaching.kd]}
+
+    def objectives(self) -> dict[str, bool]:
+        """Columns of a trial that matter: whether more is better."""
+        names = {self.metric: True, self.cost: False}
+        return names | {one.name: False for one in self.parsed() if one.name == "data" and len(one.values) != 1}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Runs the trials that are missing, writes OUT/trials and OUT/report, and returns the job's summary.
+
+    A trial that fails is a row; the others go on, and a rerun tries it again.
+
+    Raises:
+        UserError: no tables, crops or ranking, no val faces of both classes, an unknown architecture or weights, a
+            teacher that does not fit, rows that were made with other settings; before any trial. If all trials fail.
+    """
+    from raydistal.compression.findings import answer, summarize
+    from raydistal.report import search as report
+
+    began = time.monotonic()
+    config = _absolute(config)
+    place = storage.join(config.out, "trials")
+    videos = tables.read_table(storage.join(config.data, "videos"), "index")
+    videos = videos.filter(pc.is_valid(videos["label"]))
+    settings = _settings(config, videos)
+    with tables.sole_writer(place) as claim:
+        known = _read_rows(place, settings)
+        _keep_ranking(config, videos)
+        _teach(config)
+        job = _job(config, videos.filter(pc.equal(videos["split"], "val")))
+        agenda, bisection, judge = _agenda(config, job, known)
+        storage.delete(storage.join(place, tables.INFO))
+        if not agenda.is_finished:
+            _sweep(config, job, agenda, lambda row: _write_row(place, row, settings, claim))
+        rows = list(agenda.rows.values())
+        if not any(row["status"] == "ok" for row in rows):
+            raise UserError(
+                f"none of {len(rows)} trials came to an end. The first one: {rows[0]['error'] or 'stopped'}"
+            )
+        info = summarize(rows, config.metric, config.objectives())
+        info["bisect"] = answer(bisection, judge, config.bisected()) if bisection else None
+        tables.write_info(
+            place, settings, num_rows=len(tables.part_names(place)), **_about(config, videos, rows), **info
+        )
+        page = report.write(config.out)
+    _print(config, info)
+    found = {name: info[name] for name in ("best", "front", "bisect")}
+    seconds = round(time.monotonic() - began, 1)
+    return {"trials": len(rows), **info["counts"], **found, "seconds": seconds, "report": page}
+
+
+# --- before the trials
+
+
+def _absolute(config: Config) -> Config:
+    """The same, for processes in other folders."""
+    training = config.training
+    if training.weights not in ("imagenet", "random"):
+        training = dataclasses.replace(training, weights=storage.absolute(training.weights))
+    teachers = tuple(map(storage.absolute, config.teaching.teachers))
+    teaching = dataclasses.replace(config.teaching, teachers=teachers)
+    data, out = storage.absolute(config.data), storage.absolute(config.out)
+    return dataclasses.replace(config, data=data, out=out, training=training, teaching=teaching)
+
+
+def _job(config: Config, val: pa.Table) -> Job:
+    names = ("data", "out", "architecture", "training", "teaching", "pruning", "metric", "gpus")
+    return Job(
+        device="cuda" if _use_gpu(config) else "cpu",
+        val=val.select(["video_id", "label", "method", "group_id"]).combine_chunks(),
+        **{name: getattr(config, name) for name in names},
+    )
+
+
+def _use_gpu(config: Config) -> bool:
+    import ray
+
+    device = config.training.device
+    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
+    """What all trials have in common: their rows are comparable exactly when this is the same."""
+    from raydistal.compression.teaching import find_teachers
+    from raydistal.detector import zoo
+    from raydistal.detector.comparison import MIN_GROUPS
+    from raydistal.detector.examples import fingerprint
+    from raydistal.features.backbones import state_digest
+
+    config.training.check([config.architecture])
+    train, val = (videos.filter(pc.equal(videos["split"], split)) for split in ("train", "val"))
+    train_faces, val_faces = (list_faces(config.data, some) for some in (train, val))
+    if 0 in tables.count_classes(val_faces["label"]):
+        raise UserError(
+            "trials are measured on val, which has no real or no fake faces. Make the splits with raydistal index."
+        )
+    num_groups = len(set(val["group_id"].to_pylist()))
+    if config.strategy == "bisect" and config.bisected() == "data" and num_groups < MIN_GROUPS:
+        raise UserError(f"val has {num_groups} groups; to tell shares of data apart, at least {MIN_GROUPS} are needed")
+    detector = zoo.create(config.architecture, config.training.weights, input_px=config.training.input_px)
+    recipe = config.training.to_train(config.data, "", config.architecture).full_recipe()
+    teaching = dataclasses.asdict(config.teaching) if config.teaching.teachers else {}
+    varied = {name for names in KD_QUANTITIES.values() for name in names}
+    return {
+        "architecture": config.architecture,
+        "input_px": detector.input_px,
+        "weights_digest": state_digest(detector.state_dict()),
+        "recipe": dataclasses.asdict(recipe),
+        "teachers": sorted(teacher.model_id for teacher in find_teachers(config.teaching.teachers)),
+        "teaching": {name: value for name, value in teaching.items() if name not in {*varied, "teachers"}},
+        "pruning": dataclasses.asdict(config.pruning),
+        "train_faces": fingerprint(train_faces),
+        "val_faces": fingerprint(val_faces),
+    }
+
+
+def _read_rows(place: str, settings: dict[str, Any]) -> list[Row]:
+    """What earlier runs left. Raises UserError if it was made with other settings."""
+    rows: list[Row] = []
+    for name in tables.part_names(place):
+        filesystem, path = storage.resolve(storage.join(place, name))
+        table = pq.read_table(path, filesystem=filesystem)
+        tables.refuse_other_config(place, name, json.loads(table.schema.metadata[b"raydistal"]), settings)
+        rows += table.to_pylist()
+    return rows
+
+
+def _write_row(place: str, row: Row, settings: dict[str, Any], claim: tables.Claim) -> None:
+    claim.check()
+    table = schemas.conform(pa.Table.from_pylist([dict(row)]), schemas.TRIALS)
+    storage.write_bytes(storage.join(place, f"part-{row['trial']}.parquet"), tables.to_parquet(table, settings))
+
+
+def _teach(config: Config) -> None:
+    """Lets the teachers look at every face once, where all trials and epochs show them the same."""
+    teaching, student = config.teaching, config.training.to_train(config.data, "", config.architecture)
+    is_cached = teaching.outputs == "cached" or (teaching.outputs == "auto" and not student.augments)
+    if teaching.teachers and is_cached:
+        teach.run(teach.Config(teachers=teaching.teachers, data=config.data))
+
+
+def _keep_ranking(config: Config, videos: pa.Table) -> None:
+    """Keeps the ranking, from which every trial cuts its set, if the space varies the share of the data.
+
+    Raises:
+        UserError: there is no ranking, it is not of this run, or it changed since an earlier run.
+    """
+    if all(one.name != "data" or one.values == (1.0,) for one in config.parsed()):
+        return
+    location = storage.join(config.data, "ranking")
+    ranking = tables.read_table(location, "select").sort_by("rank")
+    train_videos = videos.filter(pc.equal(videos["split"], "train"))
+    if set(ranking["video_id"].to_pylist()) != set(train_videos["video_id"].to_pylist()):
+        raise UserError(
+            f"the ranking of {config.data} is not that of its labelled training videos. Distil its split train: "
+            "raydistal select"
+        )
+    arrange = tables.read_info(location)["config"]["arrange"]
+    about = {"arrange": arrange, "order": spaces.key(ranking["video_id"].to_pylist())}
+    kept = storage.join(config.out, "sets", "ranking")
+    if old := tables.read_info(kept):
+        tables.refuse_other_config(kept, tables.INFO, old["config"], about)
+    else:
+        tables.write_table(kept, ranking, about)
+
+
+# --- which trials
+
+
+def _agenda(config: Config, job: Job, known: list[Row]) -> "tuple[Agenda, Bisection | None, Judge]":
+    """What is to be done, given the rows of earlier runs: failed trials, and such as were stopped early, anew."""
+    from raydistal.compression.findings import Judge
+    from raydistal.compression.strategies import Bisection, Sampled
+    from raydistal.detector import checkpoint
+
+    ours = [row for row in known if row["seed"] < config.seeds and _is_of(config, Trial.of(row).point)]
+    is_final = {"ok": True, "stopped": config.stop_early, "failed": False}
+    rows = {row["trial"]: row for row in ours if is_final[row["status"]]}
+    names = ("out", "architecture", "metric", "floor", "margin")
+    options = {name: getattr(config, name) for name in names}
+    judge = Judge(rows=rows, num_seeds=config.seeds, val=job.val, **options)
+    strategy = _strategy(config, judge, seed=len(ours))
+    agenda = Agenda(
+        strategy,
+        config.seeds,
+        rows,
+        partial(_values, config),
+        lambda stage: checkpoint.exists(job.place(stage)),
+        first=[Trial.of(row).point for row in ours] if isinstance(strategy, Sampled) else (),
+    )
+    return agenda, strategy if isinstance(strategy, Bisection) else None, judge
+
+
+def _is_of(config: Config, point: Point) -> bool:
+    """True if this search may come to the point."""
+    if config.strategy != "bisect" or config.bisected() != "data":
+        return spaces.contains(config.parsed(), config.defaults(), point)
+    space = tuple(one for one in config.parsed() if one.name != "data")  # with the references, which lie outside
+    return spaces.contains(space, config.defaults() | {name: point[name] for name in ("data", "set")}, point)
+
+
+def _strategy(config: Config, judge: "Judge", seed: int) -> "Strategy":
+    from raydistal.compression.strategies import Bisection, Grid, Sampled
+
+    space, fixed = config.parsed(), config.defaults()
+    if config.strategy == "grid":
+        return Grid(spaces.points(space, fixed))
+    if config.strategy != "bisect":
+        are_more = list(config.objectives().values())[: None if config.strategy == "pareto" else 1]
+        return Sampled(space, fixed, are_more, config.num_trials, _num_at_once(config), seed)
+    (varied,) = (one for one in space if one.name == config.bisected())
+    fixed |= {one.name: one.low for one in space if one is not varied}
+    points: list[Point] = [fixed | {varied.name: value} for value in varied.steps(STEPS)]
+    if varied.name == "prune":
+        return Bisection(points, lambda point: judge.by_floor(point)["holds"])
+    full = fixed | {"data": 1.0}
+    return Bisection(
+        [point for point in reversed(points) if point != full],
+        lambda point: judge.by_test(point, full, "full")["holds"],
+        references=[full],
+        controls=lambda point: [point | {"set": "random"}],
+    )
+
+
+def _values(config: Config, rows: Sequence[Row]) -> list[float] | None:
+    """What a strategy is told: means over seeds; None if a trial failed."""
+    if any(row["status"] == "failed" for row in rows):
+        return None
+    names = config.objectives() if config.strategy == "pareto" else [config.metric]
+    return [float(np.mean([row[name] for row in rows])) for name in names]
+
+
+# --- on the cluster
+
+
+def _num_at_once(config: Config) -> int:
+    """Trials that the cluster has room for now."""
+    import ray
+
+    resources, needed = ray.cluster_resources(), _resources(config)
+    return max(1, int(min(resources.get(name.upper(), 0) // num for name, num in needed.items() if num)))
+
+
+def _resources(config: Config) -> dict[str, float]:
+    return {"cpu": config.training.cpus, "gpu": config.gpus if _use_gpu(config) else 0}
+
+
+def _sweep(config: Config, job: Job, agenda: Agenda, write: Callable[[Row], None]) -> None:
+    """Ray Tune runs what the agenda says; each result is written as it comes."""
+    os.environ |= TUNE_SETTINGS
+    import ray
+    from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # whatever ends a trial is in its row
+    resources = _resources(config)
+    for name, num in resources.items():
+        if num > ray.cluster_resources().get(name.upper(), 0):
+            print(f"search: a trial needs {num:g} {name.upper()}s: waiting for the cluster to grow", file=sys.stderr)
+    filesystem, path = storage.resolve(job.out)
+    storage.delete_folder(storage.join(job.out, TUNE_FOLDER))  # of a killed run
+    trouble: list[Exception] = []
+    with Live([one.name for one in config.parsed()], config.metric, _num_trials(config)) as live:
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(_run_trial, job=job), resources),
+            tune_config=tune.TuneConfig(
+                search_alg=_searcher(agenda, live, write, trouble),
+                scheduler=_scheduler(config),
+                num_samples=-1,  # until the agenda is finished
+                reuse_actors=False,  # a trial that is stopped leaves a thread behind that still trains
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE_FOLDER,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                verbose=0,
+                # Of processes: a node may be lost, while what the trial itself runs into is its row.
+                failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
+            ),
+        ).fit()
+    if trouble:
+        raise trouble[0]
+    storage.delete_folder(storage.join(job.out, TUNE_FOLDER))
+
+
+def _num_trials(config: Config) -> int:
+    """0: nobody knows."""
+    if config.strategy == "grid":
+        return len(spaces.points(config.parsed(), config.defaults())) * config.seeds
+    return 0 if config.strategy == "bisect" else config.num_trials * config.seeds
+
+
+def _scheduler(config: Config) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    if not config.stop_early:
+        return FIFOScheduler()
+    epochs = config.training.to_train(config.data, "", config.architecture).full_recipe().epochs
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric="score",
+        mode="max",
+        max_t=epochs + 1,  # at which it would stop everything: never, as pruning follows
+        reduction_factor=REDUCTION,
+        stop_last_trials=False,
+    )
+
+
+def _searcher(agenda: Agenda, live: Live, write: Callable[[Row], None], trouble: list[Exception]) -> Any:
+    """What Tune asks for trials and tells of them. What goes wrong here joins `trouble`, and ends the search."""
+    from ray.tune.search import Searcher
+
+    class Asked(Searcher):
+        def __init__(self) -> None:
+            super().__init__(metric="score", mode="max")
+            self.trials: dict[str, Trial] = {}
+
+        def suggest(self, trial_id: str) -> Any:  # a config, None: ask again, FINISHED
+            trial = None if trouble or agenda.is_finished else agenda.next()
+            if trial is None:
+                return Searcher.FINISHED if trouble or agenda.is_finished else None
+            self.trials[trial_id] = trial
+            live.show(agenda)
+            return {"point": trial.point, "seed": trial.seed}
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            live.tell(agenda, self.trials[trial_id], result)
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            trial = self.trials[trial_id]
+            try:  # Tune would take an exception for one of the trial's
+                row = _row(trial, result, error)
+                write(row)
+                agenda.finish(trial, row)
+                live.finish(agenda, trial, row)
+            except Exception as raised:
+                trouble.append(raised)
+
+        def __reduce__(self) -> Any:
+            """Tune keeps a copy to go on from; a rerun goes on from the rows."""
+            return dict, ()
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing, for the same reason."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing, for the same reason."""
+
+    return Asked()
+
+
+def _run_trial(given: dict[str, Any], job: Job) -> None:
+    """In a process of its own."""
+    import torch
+    from ray import tune
+
+    torch.set_num_threads(job.training.cpus)  # trials share the machine
+    row = attempt(job, Trial(given["point"], given["seed"]), tune.report)
+    tune.report({"row": json.dumps(row)})  # as text: Tune takes nested values apart
+
+
+def _row(trial: Trial, result: dict[str, Any] | None, is_error: bool) -> Row:
+    """What came of a trial."""
+    if result and "row" in result and not is_error:
+        return dict(json.loads(result["row"]))
+    row = {"trial": trial.id, "seed": trial.seed, **trial.point}
+    if is_error or not result:
+        return row | failed(
+            f"its process died {ATTEMPTS} times: see Ray's logs. More --cpus per trial take less memory."
+        )
+    return row | {"status": "stopped", "epochs": result["epoch"]} | {name: result[name] for name in REACHED}
+
+
+# --- after the trials
+
+
+def _about(config: Config, videos: pa.Table, rows: list[Row]) -> dict[str, Any]:
+    """What `trials/_table.json` says of the search beside its results."""
+    used = videos.filter(pc.is_in(videos["split"], pa.array(["train", "val"])))
+    datasets = sorted(set(used["dataset"].to_pylist()))
+    num = tables.count_classes(used.filter(pc.equal(used["split"], "val"))["label"])
+    return {
+        "search": json.loads(json.dumps(dataclasses.asdict(config))),
+        "varied": [one.name for one in config.parsed()],
+        "trials": [row["trial"] for row in rows],
+        "dataset": datasets,
+        "synthetic": schemas.SYNTHETIC in datasets,
+        "val": dict(zip(("num_real", "num_fake"), num, strict=True)),
+        "cost": {name: sum(row[name] for row in rows) for name in ("seconds", "cpu_seconds", "gpu_seconds")},
+    }
+
+
+def _print(config: Config, info: dict[str, Any]) -> None:
+    """The points worth having and the answer of a bisection, on stderr, for 80 columns."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False)
+    front = [point for point in info["points"] if point["id"] in info["front"]]
+    front.sort(key=lambda point: -float(point[config.metric]))
+    console.print(f"search: on the Pareto front of {', '.join(config.objectives())}:")
+    console.print(grid([one.name for one in config.parsed()], front, config.metric), "")
+    if info["bisect"]:
+        console.print(escape(info["bisect"]["text"]))
