@@ -25,12 +25,13 @@ MAY_IMPORT = {
     "selection": CONTRACTS,
     "detector": CONTRACTS | {"storage", "tables", "faces", "features", "selection"},
     "compression": CONTRACTS | {"storage", "tables", "faces", "detector"},
+    "search": CONTRACTS | {"storage", "tables", "detector"},
     "report": CONTRACTS | {"storage", "tables"},
 }
 DOMAIN = {"errors", "schemas", "storage", "tables", "progress", *(name for name in MAY_IMPORT if "." not in name)}
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base", "core", "manager", "engine", "processor"}
 # distill and demo are the verbs in a row; the others train and measure detectors by the verbs for that
-PIPELINES_OF_PIPELINES = {"distill", "demo", "prune", "search", "compare", "generalise", "trainings"}
+PIPELINES_OF_PIPELINES = {"distill", "demo", "prune", "search", "compare", "generalise", "trainings", "trial"}
 NO_VERBS = ("raydistal.pipelines.streaming", "raydistal.pipelines.trainings")
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from raydistal.progress import LINE_EVERY_S
 
 if TYPE_CHECKING:
-    from raydistal.compression.agenda import Agenda, Trial
+    from raydistal.search.agenda import Agenda, Trial
 
 MAX_DONE = 12  # trials that are done, best first
 MAX_RUNNING = 8

@@ -24,9 +24,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
-from raydistal.compression import space as spaces
-from raydistal.compression.agenda import Agenda, Row, Trial
-from raydistal.compression.space import Point
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import teach
@@ -34,10 +31,13 @@ from raydistal.pipelines.live import Live, grid
 from raydistal.pipelines.streaming import ATTEMPTS
 from raydistal.pipelines.trainings import Training
 from raydistal.pipelines.trial import KD_QUANTITIES, REACHED, Job, Pruning, attempt, failed, list_faces
+from raydistal.search import space as spaces
+from raydistal.search.agenda import Agenda, Row, Trial
+from raydistal.search.space import Point
 
 if TYPE_CHECKING:
-    from raydistal.compression.findings import Judge
-    from raydistal.compression.strategies import Bisection, Strategy
+    from raydistal.search.findings import Judge
+    from raydistal.search.strategies import Bisection, Strategy
 
 TUNE_FOLDER = "ray-tune"
 STEPS = 16  # that a bisection divides a range into
@@ -149,8 +149,8 @@ def run(config: Config) -> dict[str, Any]:
         UserError: no tables, crops or ranking, no val faces of both classes, an unknown architecture or weights, a
             teacher that does not fit, rows that were made with other settings; before any trial. If all trials fail.
     """
-    from raydistal.compression.findings import answer, summarize
     from raydistal.report import search as report
+    from raydistal.search.findings import answer, summarize
 
     began = time.monotonic()
     config = _absolute(config)
@@ -304,9 +304,9 @@ def _keep_ranking(config: Config, videos: pa.Table) -> None:
 
 def _agenda(config: Config, job: Job, known: list[Row]) -> "tuple[Agenda, Bisection | None, Judge]":
     """What is to be done, given the rows of earlier runs: failed trials, and such as were stopped early, anew."""
-    from raydistal.compression.findings import Judge
-    from raydistal.compression.strategies import Bisection, Sampled
     from raydistal.detector import checkpoint
+    from raydistal.search.findings import Judge
+    from raydistal.search.strategies import Bisection, Sampled
 
     ours = [row for row in known if row["seed"] < config.seeds and _is_of(config, Trial.of(row).point)]
     is_final = {"ok": True, "stopped": config.stop_early, "failed": False}
@@ -335,7 +335,7 @@ def _is_of(config: Config, point: Point) -> bool:
 
 
 def _strategy(config: Config, judge: "Judge", seed: int) -> "Strategy":
-    from raydistal.compression.strategies import Bisection, Grid, Sampled
+    from raydistal.search.strategies import Bisection, Grid, Sampled
 
     space, fixed = config.parsed(), config.defaults()
     if config.strategy == "grid":

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydistal import storage, tables
-from raydistal.compression.agenda import Row, Trial
-from raydistal.compression.space import Point
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import export, prune, train
 from raydistal.pipelines.trainings import Training
+from raydistal.search.agenda import Row, Trial
+from raydistal.search.space import Point
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 
 from raydistal import schemas, storage, tables
-from raydistal.compression.agenda import Trial
-from raydistal.compression.findings import summarize
 from raydistal.errors import UserError
 from raydistal.report import figures, search
 from raydistal.report.page import Cell, Tile
+from raydistal.search.agenda import Trial
+from raydistal.search.findings import summarize
 
 HOSTILE = "<script>alert(1)</script>"
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)

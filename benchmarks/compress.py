@@ -1,0 +1,136 @@
+"""What compression saves and what it costs, on SYNTHETIC faces whose fakes are easy to see: as many epochs as a CPU
+can do from random weights, at 128 pixels. Three questions: how much smaller and faster is a pruned, distilled int8
+network than its teacher; what does a sweep gain from a teacher that speaks only once; how many trainings does a joint
+search need to find what the thesis found one step after the other.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.clips import FOLDER
+from benchmarks.extractors import cluster
+from benchmarks.measure import Ratio, clock
+from raydistal import tables
+from raydistal.compression.teaching import Teaching
+from raydistal.datasets.synthetic import write_dataset
+from raydistal.pipelines import cost, evaluate, export, extract, index, prune, search, teach, train
+from raydistal.pipelines.trainings import Training
+
+TARGET = 0.25  # of the teacher's size, and of its latency with 32 faces
+ALPHAS = "alpha=0,0.25,0.5,0.75,1"  # thesis 6.2.5.1
+INPUT_PX = 128
+OPTIONS: dict[str, Any] = {"recipe": "ckd-vanilla", "weights": "random", "learning_rate": 1e-3, "input_px": INPUT_PX}
+
+
+def run(console: Console, *, identities: int, epochs: int) -> list[Ratio]:
+    """On the faces of that many synthetic people, one of six a fake's; `epochs` of each training."""
+    folder = FOLDER / f"compress-{identities}"
+    with cluster():
+        data = make_faces(folder, identities)
+        teacher = fit(data, folder / "teacher", "efficientnet_b0", epochs)
+        ratios = against_teacher(console, data, folder, teacher, epochs)
+        ratios += cached_teacher(console, data, folder, teacher)
+    return ratios
+
+
+def make_faces(folder: Path, identities: int) -> str:
+    """A run of synthetic faces, made once: two of five fakes of every person, three frames of each video."""
+    videos, data = str(folder / "videos"), str(folder / "run")
+    write_dataset(videos, num_identities=identities, num_fakes_per_clip=2, seconds=0.4, strength=4, hostile=False)
+    index.run(index.Config(videos=videos, out=data))
+    features = extract.Features(backbone="timm:test_efficientnet", weights="random")  # not looked at
+    extract.run(extract.Config(out=data, sample="even:3", features=features))
+    return data
+
+
+def fit(data: str, out: Path, architecture: str, epochs: int, teaching: Teaching = Teaching()) -> str:  # noqa: B008
+    """A detector from random weights."""
+    train.run(
+        train.Config(data=data, out=str(out), architecture=architecture, epochs=epochs, teaching=teaching, **OPTIONS)
+    )
+    return str(out)
+
+
+def against_teacher(console: Console, data: str, folder: Path, teacher: str, epochs: int) -> list[Ratio]:
+    """EfficientNet-Lite0, distilled from B0 by the thesis' recipe, pruned by half with the teacher, int8."""
+    teaching = Teaching(teachers=(teacher,))
+    student = fit(data, folder / "student", "efficientnet_lite0", epochs, teaching)
+    pruned = str(folder / "pruned")
+    options = {name: OPTIONS[name] for name in ("recipe", "learning_rate")}
+    prune.run(
+        prune.Config(
+            detector=student,
+            data=data,
+            out=pruned,
+            ratio=0.5,
+            steps=2,
+            epochs=epochs // 2,
+            teaching=teaching,
+            **options,
+        )
+    )
+    exported = {"B0": str(folder / "teacher-onnx"), "Lite0, KD, pruned, int8": str(folder / "pruned-int8")}
+    export.run(export.Config(detector=teacher, out=exported["B0"]))
+    export.run(export.Config(detector=pruned, out=exported["Lite0, KD, pruned, int8"], precision="int8"))
+    places = (teacher, student, pruned, *exported.values())
+    found = evaluate.run(evaluate.Config(detectors=places, data=(data,), out=str(folder / "evaluation")))
+    print_accuracy(console, found["results"])
+    costs = folder / f"cost-{time.time_ns()}"  # measured anew
+    cost.run(cost.Config(detectors=tuple(exported.values()), out=str(costs)))
+    rows = {
+        (row["detector"], row["batch_size"]): row
+        for row in tables.read_table(str(costs / "cost"), "cost").to_pylist()
+        if row["device"] == "cpu"
+    }
+    small = Path(exported["Lite0, KD, pruned, int8"]).name
+    print_costs(console, rows)
+    size = rows[small, 32]["size_mb"] / rows[Path(exported["B0"]).name, 32]["size_mb"]
+    return [
+        Ratio("compress", "size, Lite0 distilled, pruned, int8 : B0", size, TARGET),
+        Ratio("compress", "latency of 32 faces, the same, both in ONNX Runtime", rows[small, 32]["ratio"], TARGET),
+    ]
+
+
+def cached_teacher(console: Console, data: str, folder: Path, teacher: str) -> list[Ratio]:
+    """A sweep of five alphas: the teacher looks at every face once, or in every epoch of every training."""
+    spent_s = {}
+    for outputs in ("live", "cached"):
+        out = folder / f"sweep-{outputs}-{time.time_ns()}"
+        with clock() as spent:
+            if outputs == "cached":
+                teach.run(teach.Config(teachers=(teacher,), data=data))
+            search.run(
+                search.Config(
+                    data=data,
+                    out=str(out),
+                    architecture="timm:resnet10t",
+                    space=(ALPHAS,),
+                    training=Training(epochs=3, cpus=2, **OPTIONS),
+                    teaching=Teaching(teachers=(teacher,), outputs=outputs),  # type: ignore[arg-type]
+                )
+            )
+        spent_s[outputs] = spent.wall_s
+        console.print(f"compress: sweep of five alphas, teacher {outputs}: {spent.cpu_s:.0f} CPU s")
+    return [Ratio("compress", "time of five alphas, teacher cached : live", spent_s["cached"] / spent_s["live"], 0.8)]
+
+
+def print_accuracy(console: Console, results: list[dict[str, Any]]) -> None:
+    """Of videos of the test split."""
+    table = Table("detector", "accuracy", "AUC", "95 %", title="compress: on SYNTHETIC test videos")
+    for one in results:
+        low, high = one["auc_interval"]
+        table.add_row(one["detector"], f"{one['accuracy']:.3f}", f"{one['auc']:.3f}", f"{low:.3f} to {high:.3f}")
+    console.print(table)
+
+
+def print_costs(console: Console, rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    """Ratios to the first, in pairs."""
+    table = Table("detector", "faces", "size, MB", "latency ratio", title=f"compress: one thread, {INPUT_PX} pixels")
+    for (name, num), row in rows.items():
+        table.add_row(name, str(num), f"{row['size_mb']:.2f}", f"{row['ratio']:.3f}")
+    console.print(table)
