@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raydistal import storage, tables
+from raydistal import cli, storage, tables
 
 TINY = ["--detector", "none", "--size-px", "64", "--backbone", "timm:mobilenetv3_small_050", "--weights", "random"]
 
@@ -37,21 +37,7 @@ def folders(tmp_path_factory, clip_writer):
     return root
 
 
-VERBS = [
-    "index",
-    "extract",
-    "select",
-    "distill",
-    "report",
-    "teach",
-    "train",
-    "evaluate",
-    "export",
-    "cost",
-    "search",
-    "compare",
-    "demo",
-]
+VERBS = [config.__module__.rsplit(".", 1)[1] for config in cli.RUNS]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

@@ -301,6 +301,8 @@ def clouds(theme: Theme, width_in: float, *, clouds: Sequence[Cloud], marked: st
         look = looks[0] | ({"linestyle": "-", "linewidth": 1.2} if cloud.joins_marked else {})
         axes.plot(x_N[front], y_N[front], **look, markersize=5.5)
         axes.margins(0.08)
+        if max(cloud.y_N, default=2) <= 1:  # shares
+            axes.set_ylim(top=min(1.005, axes.get_ylim()[1]))
         texts = {value: f"{value:g}" for value in sorted(set(cloud.x_N))}
         if len(texts) <= 6 and max(map(len, texts.values()), default=0) <= 4:  # few values, chosen by a person
             axes.set_xticks(list(texts), list(texts.values()))
