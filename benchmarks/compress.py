@@ -26,7 +26,7 @@ TARGET = 0.25  # of the teacher's size, and of its latency with 32 faces
 ALPHAS = "alpha=0,0.25,0.5,0.75,1"  # thesis 6.2.5.1
 RATIOS = (0.2, 0.4, 0.6, 0.8)  # of parameters
 INPUT_PX = 128
-OPTIONS: dict[str, Any] = {"recipe": "ckd-vanilla", "weights": "random", "learning_rate": 1e-3, "input_px": INPUT_PX}
+OPTIONS: dict[str, Any] = {"recipe": "ckd-vanilla", "weights": "random", "learning_rate": 5e-4, "input_px": INPUT_PX}
 
 
 def run(console: Console, *, identities: int, epochs: int) -> list[Ratio]:
@@ -44,7 +44,7 @@ def run(console: Console, *, identities: int, epochs: int) -> list[Ratio]:
 def make_faces(folder: Path, identities: int) -> str:
     """A run of synthetic faces, made once: two of five fakes of every person, three frames of each video."""
     videos, data = str(folder / "videos"), str(folder / "run")
-    write_dataset(videos, num_identities=identities, num_fakes_per_clip=2, seconds=0.4, strength=4, hostile=False)
+    write_dataset(videos, num_identities=identities, num_fakes_per_clip=2, seconds=0.4, strength=8, hostile=False)
     index.run(index.Config(videos=videos, out=data))
     features = extract.Features(backbone="timm:test_efficientnet", weights="random")  # not looked at
     extract.run(extract.Config(out=data, sample="even:3", features=features))
