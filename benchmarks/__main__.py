@@ -47,7 +47,7 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
     if "train" in only:
         ratios += train.run(console, size="480p", num_clips=8, num_faces=800)
     if "compress" in only:
-        ratios += compress.run(console, identities=300, epochs=10)
+        ratios += compress.run(console, identities=300)
     print_ratios(console, ratios)
 
 

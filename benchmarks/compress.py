@@ -29,13 +29,13 @@ INPUT_PX = 128
 OPTIONS: dict[str, Any] = {"recipe": "ckd-vanilla", "weights": "random", "learning_rate": 5e-4, "input_px": INPUT_PX}
 
 
-def run(console: Console, *, identities: int, epochs: int) -> list[Ratio]:
+def run(console: Console, *, identities: int) -> list[Ratio]:
     """On the faces of that many synthetic people, a real video and two fakes of each."""
     folder = FOLDER / f"compress-{identities}"
     with cluster():
         data = make_faces(folder, identities)
-        teacher = fit(data, folder / "teacher", "efficientnet_b0", epochs)
-        ratios = against_teacher(console, data, folder, teacher, epochs)
+        teacher = fit(data, folder / "teacher", "efficientnet_b0", epochs=10)
+        ratios = against_teacher(console, data, folder, teacher)
         ratios += cached_teacher(console, data, folder, teacher)
         ratios += joint_search(console, data, folder, teacher)
     return ratios
@@ -59,10 +59,10 @@ def fit(data: str, out: Path, architecture: str, epochs: int, teaching: Teaching
     return str(out)
 
 
-def against_teacher(console: Console, data: str, folder: Path, teacher: str, epochs: int) -> list[Ratio]:
+def against_teacher(console: Console, data: str, folder: Path, teacher: str) -> list[Ratio]:
     """EfficientNet-Lite0, distilled from B0 by the thesis' recipe, pruned by half with the teacher, int8."""
     teaching = Teaching(teachers=(teacher,))
-    student = fit(data, folder / "student", "efficientnet_lite0", epochs, teaching)
+    student = fit(data, folder / "student", "efficientnet_lite0", 6, teaching)
     pruned = str(folder / "pruned")
     options = {name: OPTIONS[name] for name in ("recipe", "learning_rate")}
     prune.run(
@@ -72,7 +72,7 @@ def against_teacher(console: Console, data: str, folder: Path, teacher: str, epo
             out=pruned,
             ratio=0.5,
             steps=2,
-            epochs=epochs // 2,
+            epochs=3,
             teaching=teaching,
             **options,
         )

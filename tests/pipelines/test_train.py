@@ -180,7 +180,7 @@ def test_teachers_that_cannot_teach(made, teacher, tmp_path):
             train.run(config(made, out=str(tmp_path / "d"), teaching=teaching))
 
     refused("no finished detector", teachers=("/no/such/detector",))
-    refused(r"--negatives 49: there are 48 fakes to learn from\. Use --negatives 48 or", kd="contrastive", negatives=49)
+    refused(r"--negatives 97: there are 96 faces to learn from\. Use --negatives 96 or", kd="contrastive", negatives=97)
     refused(r"says is missing or unfinished\. Run: raydistal teach --teachers", outputs="cached")
     content = json.loads(storage.read_bytes(f"{teacher}/detector.json"))
     for name, changes in (("again", {}), ("exported", {"runtime": "onnx"})):
