@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -37,6 +37,7 @@ from raydistal.pipelines import (
     train,
 )
 
+Asked = TypeVar("Asked")
 Verb = (
     Annotated[index.Config, tyro.conf.subcommand("index")]
     | Annotated[extract.Config, tyro.conf.subcommand("extract")]
@@ -77,14 +78,35 @@ RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb and exits with its code."""
-    try:
-        config = tyro.cli(
+
+    def parse() -> Any:
+        return tyro.cli(
             Verb, prog="raydistal", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
         )
-        out, sys.stdout = sys.stdout, sys.stderr  # Ray prints there what a worker died of, up to the end of the process
+
+    def work(config: Any) -> dict[str, Any]:
         if needs_cluster(config):
             connect()
-        summary = RUNS[type(config)](config)
+        return RUNS[type(config)](config)
+
+    _run(parse, work)
+
+
+def run_script(config: type[Asked], run: Callable[[Asked], dict[str, Any]], description: str) -> None:
+    """Does for a script of jobs/papers what `main` does for a verb: options in, a cluster, the summary out."""
+
+    def work(config: Asked) -> dict[str, Any]:
+        connect()
+        return run(config)
+
+    _run(lambda: tyro.cli(config, description=description), work)
+
+
+def _run(parse: Callable[[], Asked], work: Callable[[Asked], dict[str, Any]]) -> None:
+    try:
+        config = parse()
+        out, sys.stdout = sys.stdout, sys.stderr  # Ray prints there what a worker died of, up to the end of the process
+        summary = work(config)
     except UserError as error:
         print(f"raydistal: {error}", file=sys.stderr)
         sys.exit(2)

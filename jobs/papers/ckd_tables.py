@@ -23,7 +23,6 @@ A small form, in minutes, with one run of synthetic videos for both. After one e
 """
 
 import dataclasses
-import json
 import os
 import re
 import sys
@@ -37,7 +36,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -471,18 +469,5 @@ def _shown(row: dict[str, Any]) -> str:
     return f"{100 * row['accuracy']:.1f} {100 * row['low']:.0f}-{100 * row['high']:.0f}{paper}"
 
 
-def main() -> None:
-    """Exits as the command line does."""
-    try:
-        config = tyro.cli(Config, description=__doc__)
-        out, sys.stdout = sys.stdout, sys.stderr
-        cli.connect()
-        summary = run(config)
-    except UserError as error:
-        print(f"raydistal: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(summary), file=out)
-
-
 if __name__ == "__main__":
-    main()
+    cli.run_script(Config, run, __doc__)

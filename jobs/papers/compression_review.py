@@ -20,7 +20,6 @@ it was.
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,6 @@ from typing import Any
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -241,18 +239,5 @@ def show(rows: list[dict[str, Any]], note: str) -> None:
     console.print(note, markup=False)
 
 
-def main() -> None:
-    """Exits as the command line does."""
-    try:
-        config = tyro.cli(Config, description=__doc__)
-        out, sys.stdout = sys.stdout, sys.stderr
-        cli.connect()
-        summary = run(config)
-    except UserError as error:
-        print(f"raydistal: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(summary), file=out)
-
-
 if __name__ == "__main__":
-    main()
+    cli.run_script(Config, run, __doc__)

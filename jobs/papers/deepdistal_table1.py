@@ -7,7 +7,6 @@ it: groups never cross splits; three seeds; beside each distilled set a random o
 the 5 % and 2 % of its future work. A stopped job goes on where it was.
 """
 
-import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Any
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -132,18 +130,5 @@ def show(info: dict[str, Any]) -> None:
     console.print(NOTE.format(dataset=info["test"]["dataset"]), markup=False)
 
 
-def main() -> None:
-    """Exits as the command line does."""
-    try:
-        config = tyro.cli(Config, description=__doc__)
-        out, sys.stdout = sys.stdout, sys.stderr
-        cli.connect()
-        summary = run(config)
-    except UserError as error:
-        print(f"raydistal: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(summary), file=out)
-
-
 if __name__ == "__main__":
-    main()
+    cli.run_script(Config, run, __doc__)

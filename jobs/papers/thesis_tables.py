@@ -15,7 +15,6 @@ groups never cross splits, and accuracies have intervals. Not here: Lite0 from B
 them fit. A stopped job goes on where it was.
 """
 
-import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from typing import Any, Literal
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -253,18 +251,5 @@ def show(name: str, rows: list[dict[str, Any]]) -> None:
     Console(stderr=True, highlight=False).print(table)
 
 
-def main() -> None:
-    """Exits as the command line does."""
-    try:
-        config = tyro.cli(Config, description=__doc__)
-        out, sys.stdout = sys.stdout, sys.stderr
-        cli.connect()
-        summary = run(config)
-    except UserError as error:
-        print(f"raydistal: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(summary), file=out)
-
-
 if __name__ == "__main__":
-    main()
+    cli.run_script(Config, run, __doc__)

@@ -255,9 +255,10 @@ def _staff(config: Config, train: pa.Table) -> Staff:
 
     teaching = config.teaching
     teachers = find_teachers(teaching.teachers)
-    if teachers and teaching.kd == "contrastive" and len(train) < teaching.negatives:  # CKD 4.A: 10 with 10 faces
+    num_faces = len(train)
+    if teachers and teaching.kd == "contrastive" and num_faces < teaching.negatives:  # CKD 4.A: 10 with 10 faces
         raise UserError(
-            f"--negatives {teaching.negatives}: there are {len(train)} faces to learn from. Use --negatives {len(train)} "
+            f"--negatives {teaching.negatives}: there are {num_faces} faces to learn from. Use --negatives {num_faces} "
             "or fewer, or more faces."
         )
     if teaching.outputs == "cached" or (teaching.outputs == "auto" and not config.augments):
