@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -22,7 +23,7 @@ from raydistal.errors import UserError
 OPSET = 20
 MAX_CROPS = 1 << 16  # of one call; ONNX has no such bound, torch.export wants one
 BATCH_SIZES: dict[Runtime, Sequence[int]] = {"onnx": (1, 3, 8), "executorch": (3,)}  # .pte: one after another
-TOLERANCE = 1e-3  # of a logit, relative where it is above 1: other kernels sum in another order
+TOLERANCE = 1e-3  # of the largest logit, or of 1 if that is larger: other kernels sum in another order
 
 
 def export(detector: Detector, runtime: Runtime) -> Exported:
@@ -86,7 +87,10 @@ def to_executorch(network: torch.nn.Module, input_px: int) -> bytes:
 
 
 def check_parity(detector: Detector, model: Exported, seed: int = 0) -> dict[str, Any]:
-    """How far the logits of the model are from those of the detector, on noise, for several numbers of crops at once.
+    """How far the logits of the model are from those of the detector, for several numbers of crops at once.
+
+    The crops are blurred noise. On sharp noise a trained network may give logits of thousands, of which float32 itself
+    gets no more than three digits right.
 
     Raises:
         UserError: farther than rounding explains, or no numbers.
@@ -95,10 +99,12 @@ def check_parity(detector: Detector, model: Exported, seed: int = 0) -> dict[str
     logits, expected = start(model), start(detector)
     told: dict[str, Any] = {"batch_sizes": list(BATCH_SIZES[model.runtime]), "max_abs": 0.0, "max_relative": 0.0}
     for num_crops in BATCH_SIZES[model.runtime]:
-        crops_NHWC = rng.integers(0, 256, (num_crops, model.input_px, model.input_px, 3), dtype=np.uint8)
+        coarse = rng.integers(0, 256, (num_crops, 8, 8, 3), dtype=np.uint8)
+        size_px = (model.input_px, model.input_px)
+        crops_NHWC = np.stack([cv2.resize(blocks_HWC, size_px) for blocks_HWC in coarse])
         logit_N = expected(crops_NHWC)
         error_N = np.abs(logits(crops_NHWC) - logit_N)
-        relative = float((error_N / np.maximum(1, np.abs(logit_N))).max())
+        relative = float(error_N.max() / max(1.0, np.abs(logit_N).max()))
         if not relative <= TOLERANCE:  # nor NaN
             raise UserError(
                 f"the exported model does not say what {detector.architecture} says: logits differ by "

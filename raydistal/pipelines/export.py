@@ -1,6 +1,6 @@
 """detector -> one file that runs without PyTorch, with its model card and an example. Needs no Ray.
 
-float32   detector -> ONNX or ExecuTorch -> same logits on noise?
+float32   detector -> ONNX or ExecuTorch -> the same logits?
 int8 ...  detector -> 8 bits, ranges from faces of train -> what changed on faces of val?
 """
 
