@@ -60,7 +60,7 @@ def fit(data: str, out: Path, architecture: str, epochs: int, teaching: Teaching
 
 
 def against_teacher(console: Console, data: str, folder: Path, teacher: str) -> list[Ratio]:
-    """EfficientNet-Lite0, distilled from B0 by the thesis' recipe, pruned by half with the teacher, int8."""
+    """EfficientNet-Lite0, distilled from B0, without two thirds of its multiply-accumulates, fine-tuned by the teacher, int8."""
     teaching = Teaching(teachers=(teacher,))
     student = fit(data, folder / "student", "efficientnet_lite0", 6, teaching)
     pruned = str(folder / "pruned")
@@ -70,7 +70,8 @@ def against_teacher(console: Console, data: str, folder: Path, teacher: str) -> 
             detector=student,
             data=data,
             out=pruned,
-            ratio=0.5,
+            ratio=0.65,
+            of="macs",
             steps=2,
             epochs=3,
             teaching=teaching,
