@@ -60,7 +60,7 @@ def fit(data: str, out: Path, architecture: str, epochs: int, teaching: Teaching
 
 
 def against_teacher(console: Console, data: str, folder: Path, teacher: str) -> list[Ratio]:
-    """EfficientNet-Lite0, distilled from B0, without two thirds of its multiply-accumulates, fine-tuned by the teacher, int8."""
+    """EfficientNet-Lite0, distilled from B0, two thirds of its multiply-accumulates pruned under the teacher, int8."""
     teaching = Teaching(teachers=(teacher,))
     student = fit(data, folder / "student", "efficientnet_lite0", 6, teaching)
     pruned = str(folder / "pruned")
