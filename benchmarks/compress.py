@@ -60,7 +60,7 @@ def fit(data: str, out: Path, architecture: str, epochs: int, teaching: Teaching
 
 
 def against_teacher(console: Console, data: str, folder: Path, teacher: str) -> list[Ratio]:
-    """EfficientNet-Lite0, distilled from B0, two thirds of its multiply-accumulates pruned under the teacher, int8."""
+    """EfficientNet-Lite0, distilled from B0, 70 % of its multiply-accumulates pruned under the teacher, int8."""
     teaching = Teaching(teachers=(teacher,))
     student = fit(data, folder / "student", "efficientnet_lite0", 6, teaching)
     pruned = str(folder / "pruned")
@@ -70,7 +70,7 @@ def against_teacher(console: Console, data: str, folder: Path, teacher: str) -> 
             detector=student,
             data=data,
             out=pruned,
-            ratio=0.65,
+            ratio=0.7,
             of="macs",
             steps=2,
             epochs=3,
