@@ -16,6 +16,7 @@ from raydistal.faces import crop
 MILLISECOND = Fraction(1, 1000)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For pytest-xdist: what shares the local cluster runs in one process, first as it takes longest; else files do."""
     for item in items:
