@@ -8,7 +8,7 @@ demo: .venv/installed ## a synthetic dataset -> index -> extract -> select -> re
 	$(BIN)/raydistal demo --out demo
 
 test: .venv/installed-dev ## every test
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 fast: .venv/installed-dev ## the tests that start no Ray cluster and no browser
 	$(BIN)/pytest -m "not ray and not browser"

@@ -16,13 +16,16 @@ from raydistal.faces import crop
 MILLISECOND = Fraction(1, 1000)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: what shares the local cluster runs in one process, first as it takes longest; else files do."""
-    for item in items:
-        on_cluster = item.path.parent.name == "pipelines"
-        item.add_marker(pytest.mark.xdist_group("cluster" if on_cluster else str(item.path)))
-    items.sort(key=lambda item: (item.path.parent.name != "pipelines", item.path.parent.name != "faults"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """What shares the local cluster runs in one process; else the tests of a file do. Long ones start first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "cluster" if nodeid.startswith("tests/pipelines/") else nodeid.split("::")[0]
+
+    return ByCluster(config, log)
 
 
 def write_clip(
