@@ -28,7 +28,7 @@ REMARK = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Show what changed from one detector to another, such as by compression, so that no loss is hidden."""
+    """Show what changed from one detector to another, so that no loss is hidden."""
 
     evaluation: str
     """Folder that raydistal evaluate wrote, with both detectors."""

@@ -35,7 +35,7 @@ PROTOCOL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Train detectors with and without the fakes of each method; tell how well they find what they never saw."""
+    """Train detectors without the fakes of a method; tell how they find them."""
 
     data: str
     """Run folder with the tables videos and faces, local or s3://..."""
