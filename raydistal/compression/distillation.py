@@ -21,7 +21,8 @@ from torch.nn.functional import logsigmoid, normalize, smooth_l1_loss
 
 from raydistal.compression.teaching import PROJECTED, Teaching
 from raydistal.detector.examples import Batch
-from raydistal.detector.training import Lesson, Outputs, mixed_precision, outputs
+from raydistal.detector.runtime import mixed_precision
+from raydistal.detector.training import Lesson, Outputs, outputs
 from raydistal.detector.zoo import Detector
 
 DISTANCE_WEIGHT, ANGLE_WEIGHT = 25.0, 50.0  # RKD, section 4: both together

@@ -107,6 +107,20 @@ def list_examples(location: str, parts: Sequence[str], videos: pa.Table) -> pa.T
     return pa.concat_tables([EXAMPLES.empty_table(), *found]).combine_chunks()
 
 
+def list_faces(run: str, videos: pa.Table) -> pa.Table:
+    """All faces of `videos` (video_id, label, method) in a run: `EXAMPLES`. UserError if it keeps no crops."""
+    tables.faces_info(run, with_crops=True)
+    location = storage.join(run, "faces")
+    return list_examples(location, tables.part_names(location), videos)
+
+
+def plain_source(run: str, size_px: int) -> Source:
+    """The faces of a run folder as they are, on whichever node."""
+    location = storage.absolute(storage.join(run, "faces"))
+    parts = tables.part_names(location)
+    return Source(location=location, parts=parts, size_px=size_px, seed=0, augments=False, robust=False)
+
+
 def _examples_of(faces: pa.Table, number: int, videos: pa.Table) -> pa.Table:
     row_V = pc.index_in(faces["video_id"], value_set=videos["video_id"]).combine_chunks()
     frames = faces["frame_index"].combine_chunks()
@@ -213,6 +227,12 @@ def load_window(
         crops_NHWC, *further = (np.stack(crops) for crops in zip(*shown, strict=True))
         pictures = {f"crops_{size_px}": crops for size_px, crops in zip(sizes_px[1:], further, strict=True)}
         yield Batch(crops_NHWC, label_N[some], pictures | {name: values[some] for name, values in told.items()})
+
+
+def every_face(source: Source, examples: pa.Table, threads: ThreadPoolExecutor | None = None) -> Iterator[Batch]:
+    """All of `examples` once and in order, some at a time, for measuring."""
+    for window in _windows(np.arange(len(examples))):
+        yield from load_window(source, examples, window, None, threads)
 
 
 def _read(location: str, parts: Sequence[str], rows: pa.Table, column: str) -> Iterator[tuple[Ints, pa.Array]]:

@@ -26,6 +26,11 @@ class Learnt(NamedTuple):
         return True if is_named else False if self.is_all else None
 
 
+def ancestor(location: str, about: dict[str, Any]) -> dict[str, str]:
+    """How detector.json names what a detector was made from; `about` is what the ancestor says of itself."""
+    return {"location": storage.absolute(location), "model_id": checkpoint.model_id(about)}
+
+
 def learnt_from(about: dict[str, Any]) -> Learnt:
     """From the content of detector.json, and of those of its ancestors, which are read."""
     data = about.get("data", {})
@@ -33,7 +38,7 @@ def learnt_from(about: dict[str, Any]) -> Learnt:
     own = Learnt(frozenset(data.get("dataset", ())), frozenset(data.get("methods", ())), is_all)
     parents = [about["parent"]] if about.get("parent") else []
     teachers = (about.get("teaching") or {}).get("teachers", [])
-    known = [own, *(_learnt_by(ancestor) for ancestor in (*parents, *teachers))]
+    known = [own, *(_learnt_by(earlier) for earlier in (*parents, *teachers))]
     datasets, methods = (frozenset().union(*sets) for sets in list(zip(*known, strict=True))[:2])
     return Learnt(datasets, methods, all(one.is_all for one in known))
 
@@ -52,11 +57,11 @@ def trained_on(own: pa.Table, ancestors: Iterable[str]) -> pa.Table:
     return own
 
 
-def _learnt_by(ancestor: dict[str, str]) -> Learnt:
+def _learnt_by(earlier: dict[str, str]) -> Learnt:
     """Nothing is known of one that is gone, or was replaced by another."""
     try:
-        about = checkpoint.read_about(ancestor["location"])
+        about = checkpoint.read_about(earlier["location"])
     except UserError:
         about = {}
-    is_it = bool(about) and checkpoint.model_id(about) == ancestor["model_id"]
+    is_it = bool(about) and checkpoint.model_id(about) == earlier["model_id"]
     return learnt_from(about) if is_it else Learnt(frozenset(), frozenset(), False)

@@ -87,12 +87,17 @@ def start(model: Detector | Exported, device: str = "cpu") -> Logits:
     return _start_onnx(model, device) if model.runtime == "onnx" else _start_executorch(model)
 
 
+def mixed_precision(device: torch.device) -> tuple[contextlib.AbstractContextManager[object], torch.dtype]:
+    """A context in which networks compute in bfloat16 where it is native, else in float16; on the CPU nothing."""
+    if device.type != "cuda":
+        return contextlib.nullcontext(), torch.float32
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.autocast("cuda", dtype), dtype
+
+
 def _start_torch(detector: Detector, device: str) -> Logits:
     detector = detector.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if device == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        autocast = torch.autocast("cuda", torch.bfloat16 if has_bf16 else torch.float16)
+    autocast, _ = mixed_precision(torch.device(device))
 
     @torch.inference_mode()
     def logits(crops_NHWC: Crops) -> npt.NDArray[np.float32]:

@@ -22,6 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from raydistal.detector.examples import Batch
 from raydistal.detector.recipes import Recipe, learning_rate, make_optimizer, trainable_groups
+from raydistal.detector.runtime import mixed_precision
 from raydistal.detector.zoo import Detector, train_only
 from raydistal.errors import UserError
 
@@ -74,14 +75,6 @@ def outputs(detector: Detector, crops_NHWC: torch.Tensor) -> Outputs:
     finally:
         handle.remove()
     return Outputs(logit_N, seen[0].flatten(1))
-
-
-def mixed_precision(device: torch.device) -> tuple[contextlib.AbstractContextManager[object], torch.dtype]:
-    """A context in which networks compute in bfloat16 where it is native, else in float16; on the CPU nothing."""
-    if device.type != "cuda":
-        return contextlib.nullcontext(), torch.float32
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.autocast("cuda", dtype), dtype
 
 
 class Taught(nn.Module):
@@ -251,9 +244,7 @@ class Training:
         """Notes an epoch and what val says of it (N = 0: there is no val); keeps the detector if it is the best."""
         row: dict[str, Any] = {"epoch": self.epoch, **fitted, "val_loss": None, "val_accuracy": None, "val_auc": None}
         if len(label_N):
-            row["val_loss"] = float(np.mean(np.logaddexp(0, np.where(label_N == 1, -logit_N, logit_N))))
-            row["val_accuracy"] = float(np.mean((logit_N > 0) == (label_N == 1)))
-            row["val_auc"] = float(roc_auc_score(label_N, logit_N)) if len(np.unique(label_N)) == 2 else None
+            row |= {f"val_{name}": value for name, value in judge(label_N, logit_N).items()}
         self.history.append(row)
         if row["val_loss"] is None or row["val_loss"] < self.best.get("val_loss", math.inf):
             weights = {name: value.detach().cpu().clone() for name, value in self.detector.state_dict().items()}
@@ -283,6 +274,15 @@ class Training:
         if self.world_size > 1:
             dist.all_reduce(total)
         return [float(value) for value in total]
+
+
+def judge(label_N: npt.NDArray[np.integer[Any]], logit_N: Floats) -> dict[str, float | None]:
+    """Loss (of the labels, a mean), accuracy (at P(fake) = 0.5) and auc (None without both classes) of N > 0 faces."""
+    return {
+        "loss": float(np.mean(np.logaddexp(0, np.where(label_N == 1, -logit_N, logit_N)))),
+        "accuracy": float(np.mean((logit_N > 0) == (label_N == 1))),
+        "auc": float(roc_auc_score(label_N, logit_N)) if len(np.unique(label_N)) == 2 else None,
+    }
 
 
 def read_state(content: bytes) -> dict[str, Any]:

@@ -11,25 +11,15 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
-from raydistal.pipelines.streaming import (
-    ATTEMPTS,
-    bound_queues,
-    by_parts,
-    crops_of,
-    decode_stage,
-    network_actors,
-    start_torch,
-)
+from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch
 from raydistal.progress import Progress
 
 if TYPE_CHECKING:
@@ -260,7 +250,7 @@ def _score(config: Config, data: Data, tables_: list[Scores], claim: tables.Clai
         num_faces = 0
         with Progress(f"evaluate {data.name}", len(videos), unit="videos") as progress:
             for batch in _stream(config, data, videos, pending, claim):
-                num_faces += int(batch["num_faces"].sum())
+                num_faces += pc.sum(batch["num_faces"]).as_py()
                 progress.advance(len(batch["num_faces"]), f"{num_faces} faces")
     for scores, missing in pending:
         ledger = tables.read_ledger(scores.location, scores.settings, lambda line: print(line, file=sys.stderr))
@@ -275,40 +265,24 @@ def _score(config: Config, data: Data, tables_: list[Scores], claim: tables.Clai
 
 def _stream(
     config: Config, data: Data, videos: pa.Table, pending: list[tuple[Scores, pa.Array]], claim: tables.Claim
-) -> Iterator[dict[str, npt.NDArray[np.int64]]]:
-    """Runs the stages on `videos`; yields, for each batch written, an array of the column num_faces."""
+) -> Iterator[pa.Table]:
+    """Runs the stages on `videos`; yields what `ScoreStage` gives."""
     import ray
-    import ray.data
 
     from raydistal.detector import runtime
 
-    bound_queues()
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
     pending = [(scores, missing) for scores, missing in pending if len(missing)]
     detectors = [runtime.load(scores.detector.location)[0] for scores, _ in pending]
     work = ray.put((detectors, pending))  # read once, handed to every actor by the object store
-    sizes_px = sorted({detector.input_px for detector in detectors})
-    dataset = (
-        ray.data.from_arrow(by_parts(videos, num_cpus))
-        .map_batches(
-            partial(decode_stage, faces=storage.join(data.location, "faces"), sizes_px=sizes_px),
-            batch_format="pyarrow",
-            batch_size=None,  # the block: rows leave one by one as they are done
-            num_cpus=1,
-            max_retries=ATTEMPTS,
-        )
-        .map_batches(
-            ScoreStage,
-            fn_constructor_args=(work, config.batch_size, claim),
-            batch_format="pyarrow",
-            batch_size=VIDEOS_PER_PART,
-            **network_actors(config.num_workers),
-        )
+    return look_at_faces(
+        videos,
+        storage.join(data.location, "faces"),
+        sorted({detector.input_px for detector in detectors}),
+        ScoreStage,
+        (work, config.batch_size, claim),
+        VIDEOS_PER_PART,
+        config.num_workers,
     )
-    try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
-    except UserError as error:  # from a worker, with its traceback
-        raise getattr(error, "cause", error) from None
 
 
 class ScoreStage:

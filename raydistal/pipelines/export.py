@@ -122,7 +122,7 @@ def _settings(config: Config, model_id: str, faces: Faces | None) -> dict[str, A
 
 
 def _faces(config: Config, parent: dict[str, Any], size_px: int) -> Faces:
-    from raydistal.detector.examples import Source, choose, list_examples
+    from raydistal.detector.examples import choose, list_faces, plain_source
 
     run = config.data or parent.get("data", {}).get("location", "")
     if not run:
@@ -130,10 +130,7 @@ def _faces(config: Config, parent: dict[str, Any], size_px: int) -> Faces:
     columns = ["video_id", "label", "method", "split"]
     videos = tables.read_table(storage.join(run, "videos"), "index", columns)
     videos = videos.filter(pc.is_valid(videos["label"])).combine_chunks()
-    tables.faces_info(run, with_crops=True)
-    location = storage.absolute(storage.join(run, "faces"))
-    parts = tables.part_names(location)
-    found = list_examples(location, parts, videos)
+    found = list_faces(run, videos)
     split = pc.take(videos["split"], pc.index_in(found["video_id"], value_set=videos["video_id"]))
     train, val = (found.filter(pc.equal(split, name)) for name in ("train", "val"))
     calibration = choose(train, Limits(max_faces=config.calibration), config.seed)
@@ -144,8 +141,7 @@ def _faces(config: Config, parent: dict[str, Any], size_px: int) -> Faces:
             f"{run} has {len(train)} faces in split train to calibrate with, and {len(held_out)} others to compare "
             "float and 8 bits on: use another --data, or fewer --calibration faces."
         )
-    source = Source(location=location, parts=parts, size_px=size_px, seed=config.seed, augments=False, robust=False)
-    return Faces(source, calibration, _without(train, held_out), held_out)
+    return Faces(plain_source(run, size_px), calibration, _without(train, held_out), held_out)
 
 
 def _without(examples: pa.Table, others: pa.Table) -> pa.Table:
@@ -157,11 +153,9 @@ def _without(examples: pa.Table, others: pa.Table) -> pa.Table:
 
 def _batches(faces: Faces, examples: pa.Table) -> Iterator["Batch"]:
     """Every face once, in order."""
-    from raydistal.detector.examples import load_window, plain_shares, rebatch
+    from raydistal.detector.examples import every_face, rebatch
 
-    (windows,) = plain_shares(len(examples), 1)
-    chunks = itertools.chain.from_iterable(load_window(faces.source, examples, window, None) for window in windows)
-    yield from rebatch(chunks, BATCH_SIZE)
+    yield from rebatch(every_face(faces.source, examples), BATCH_SIZE)
 
 
 def _training(config: Config, faces: Faces) -> Iterator["Crops"]:
@@ -187,7 +181,7 @@ def _export(
     from raydistal.compression.cost import versions
     from raydistal.compression.counting import count_macs
     from raydistal.compression.export import check_parity, export
-    from raydistal.detector import checkpoint, runtime
+    from raydistal.detector import lineage, runtime
 
     out = storage.absolute(config.out)
     macs, num_crops = count_macs(detector), "N" if config.runtime == "onnx" else "1"
@@ -200,7 +194,7 @@ def _export(
     about = {name: value for name, value in parent.items() if name not in OF_WEIGHTS}
     about |= {
         "technique": "export",
-        "parent": {"location": storage.absolute(config.detector), "model_id": checkpoint.model_id(parent)},
+        "parent": lineage.ancestor(config.detector, parent),
         "precision": config.precision,
         "input": {"name": runtime.INPUT, "type": "uint8", "layout": f"{num_crops}, S, S, 3", "colours": "RGB"},
         "output": {"name": runtime.OUTPUT, "type": "float32", "layout": num_crops, "meaning": "logit of fake"},

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -124,22 +123,18 @@ def run(config: Config) -> dict[str, Any]:
 
 def _faces(config: Config, size_px: int) -> tuple["Source", dict[str, pa.Table]]:
     """Those of train, and those on which importance is measured."""
-    from raydistal.detector.examples import Source, choose, list_examples
+    from raydistal.detector.examples import choose, list_faces, plain_source
 
     columns = ["video_id", "label", "method", "split"]
     videos = tables.read_table(config.manifest or storage.join(config.data, "videos"), "index", columns)
     videos = videos.filter(pc.equal(videos["split"], "train")).filter(pc.field("label").is_valid())
     is_out = pc.is_in(videos["method"], value_set=pa.array(config.limits.leave_out, pa.string()))
     videos = videos.filter(pc.or_(pc.invert(is_out), pc.equal(videos["label"], 0))).combine_chunks()
-    tables.faces_info(config.data, with_crops=True)
-    location = storage.absolute(storage.join(config.data, "faces"))
-    parts = tables.part_names(location)
-    faces = choose(list_examples(location, parts, videos), config.limits, config.seed)
+    faces = choose(list_faces(config.data, videos), config.limits, config.seed)
     calibration = choose(faces, Limits(max_faces=config.calibration), config.seed)
     if min(tables.count_classes(calibration["label"])) == 0:
         raise UserError(f"{config.manifest or config.data} has no training faces of both classes to prune with")
-    source = Source(location=location, parts=parts, size_px=size_px, seed=config.seed, augments=False, robust=False)
-    return source, {"train": faces, "calibration": calibration}
+    return plain_source(config.data, size_px), {"train": faces, "calibration": calibration}
 
 
 def _settings(config: Config, model_id: str, faces: dict[str, pa.Table]) -> dict[str, Any]:
@@ -169,14 +164,13 @@ def _prune(
 ) -> None:
     """Takes away what is due by the end of the step, from the detector of the step before."""
     from raydistal.compression import pruning
-    from raydistal.detector import checkpoint
-    from raydistal.detector.examples import load_window, rebatch
+    from raydistal.detector import checkpoint, lineage
+    from raydistal.detector.examples import every_face, rebatch
 
     location = config.detector if number == 1 else config.step(number - 1)
     detector, about = checkpoint.load(location)
     with ThreadPoolExecutor() as threads:
-        faces = load_window(source, calibration, np.arange(len(calibration)), None, threads)
-        batches = list(rebatch(faces, FACES_AT_ONCE))
+        batches = list(rebatch(every_face(source, calibration, threads), FACES_AT_ONCE))
     how: dict[str, Any] = {"of": config.of, "scope": config.scope, "reference": pruning.count(parent)[config.of]}
     _to_device(detector, config.compute)
     if number == 1:  # tried before the first training: can the last step be met?
@@ -184,7 +178,7 @@ def _prune(
     done = pruning.prune(detector, batches, ratio=config.ratio * number / config.steps, **how)
     left = f"{done['after']['params']:,} parameters and {done['after']['macs']:,} MACs are left"
     print(f"prune: step {number} of {config.steps}, {done['reached']:.1%} of {config.of} gone: {left}", file=sys.stderr)
-    told = {"technique": "prune", "parent": _named(location, about), "settings": settings, "pruning": done}
+    told = {"technique": "prune", "parent": lineage.ancestor(location, about), "settings": settings, "pruning": done}
     learnt = {"data": {name: about.get("data", {}).get(name, []) for name in ("dataset", "methods")}}
     checkpoint.save(config.step(number, "-pruned"), detector, told | learnt | {"versions": tables.versions()})
 
@@ -194,12 +188,6 @@ def _to_device(detector: "Detector", compute: Compute) -> None:
 
     has_cuda = compute.device != "cpu" and torch.cuda.is_available()
     detector.to("cuda" if has_cuda else "cpu")
-
-
-def _named(location: str, about: dict[str, Any]) -> dict[str, str]:
-    from raydistal.detector import checkpoint
-
-    return {"location": storage.absolute(location), "model_id": checkpoint.model_id(about)}
 
 
 def _finish(config: Config, parent: "Detector", about: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +205,7 @@ def _finish(config: Config, parent: "Detector", about: dict[str, Any], settings:
     told = {
         "technique": "prune",
         "weights": storage.absolute(config.detector),
-        "parent": _named(config.detector, about),
+        "parent": lineage.ancestor(config.detector, about),
         "settings": settings,
         "pruning": {
             **{name: getattr(config, name) for name in ("of", "ratio", "scope")},

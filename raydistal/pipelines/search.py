@@ -28,9 +28,9 @@ from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import teach
 from raydistal.pipelines.live import Live, grid
-from raydistal.pipelines.streaming import ATTEMPTS
+from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
 from raydistal.pipelines.trainings import Training
-from raydistal.pipelines.trial import KD_QUANTITIES, REACHED, Job, Pruning, attempt, failed, list_faces
+from raydistal.pipelines.trial import KD_QUANTITIES, REACHED, Job, Pruning, attempt, failed
 from raydistal.search import space as spaces
 from raydistal.search.agenda import Agenda, Row, Trial
 from raydistal.search.space import Point
@@ -201,17 +201,10 @@ def _absolute(config: Config) -> Config:
 def _job(config: Config, val: pa.Table) -> Job:
     names = ("data", "out", "architecture", "training", "teaching", "pruning", "metric", "gpus")
     return Job(
-        device="cuda" if _use_gpu(config) else "cpu",
+        device="cuda" if use_gpu(config.training.device) else "cpu",
         val=val.select(["video_id", "label", "method", "group_id"]).combine_chunks(),
         **{name: getattr(config, name) for name in names},
     )
-
-
-def _use_gpu(config: Config) -> bool:
-    import ray
-
-    device = config.training.device
-    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
 def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
@@ -219,7 +212,7 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
     from raydistal.compression.teaching import find_teachers
     from raydistal.detector import zoo
     from raydistal.detector.comparison import MIN_GROUPS
-    from raydistal.detector.examples import fingerprint
+    from raydistal.detector.examples import fingerprint, list_faces
     from raydistal.features.backbones import state_digest
 
     config.training.check([config.architecture])
@@ -377,7 +370,7 @@ def _num_at_once(config: Config) -> int:
 
 
 def _resources(config: Config) -> dict[str, float]:
-    return {"cpu": config.training.cpus, "gpu": config.gpus if _use_gpu(config) else 0}
+    return {"cpu": config.training.cpus, "gpu": config.gpus if use_gpu(config.training.device) else 0}
 
 
 def _sweep(config: Config, job: Job, agenda: Agenda, write: Callable[[Row], None]) -> None:

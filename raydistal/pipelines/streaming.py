@@ -6,6 +6,7 @@ Also the stage that several have: from encoded to decoded crops.
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydistal import schemas, storage
+from raydistal.errors import UserError
 
 VIDEOS_PER_READ = 4  # encoded crops in memory; decoded ones leave video by video
 PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
@@ -53,6 +55,63 @@ def network_actors(num_workers: int) -> dict[str, Any]:
         "max_restarts": ATTEMPTS,
         "max_task_retries": -1,  # tries fail by the moment until the loss of a node is noticed; max_restarts ends them
     }
+
+
+def use_gpu(device: str) -> bool:
+    """Whether trainings on the connected cluster get GPUs; `device` is auto, cpu or cuda."""
+    import ray
+
+    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def look_at_faces(
+    videos: pa.Table,
+    faces: str,
+    sizes_px: Sequence[int],
+    stage: type,
+    stage_arguments: tuple[Any, ...],
+    videos_per_call: int,
+    num_workers: int,
+) -> Iterator[pa.Table]:
+    """`videos` (video_id, part and others) -> `decode_stage` on all CPUs -> the actors `stage` -> what they give.
+
+    Args:
+        videos: as `decode_stage` takes them.
+        faces: location of the table that holds the crops.
+        sizes_px: in which the stage wants them.
+        stage: class of an actor that holds networks; called with some rows of `decode_stage`.
+        stage_arguments: what it is made with.
+        videos_per_call: rows that the stage gets at once.
+        num_workers: as for `network_actors`.
+
+    Raises:
+        UserError: as the stage raises it.
+    """
+    import ray
+    import ray.data
+
+    bound_queues()
+    dataset = (
+        ray.data.from_arrow(by_parts(videos, int(ray.cluster_resources().get("CPU", 1))))
+        .map_batches(
+            partial(decode_stage, faces=faces, sizes_px=sizes_px),
+            batch_format="pyarrow",
+            batch_size=None,  # the block: rows leave one by one as they are done
+            num_cpus=1,
+            max_retries=ATTEMPTS,
+        )
+        .map_batches(
+            stage,
+            fn_constructor_args=stage_arguments,
+            batch_format="pyarrow",
+            batch_size=videos_per_call,
+            **network_actors(num_workers),
+        )
+    )
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    except UserError as error:  # from a worker, with its traceback
+        raise getattr(error, "cause", error) from None
 
 
 def start_torch() -> str:

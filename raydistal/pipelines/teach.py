@@ -23,15 +23,7 @@ import pyarrow.parquet as pq
 from raydistal import schemas, storage, tables
 from raydistal.compression.teaching import Teacher, find_teachers
 from raydistal.errors import UserError
-from raydistal.pipelines.streaming import (
-    ATTEMPTS,
-    bound_queues,
-    by_parts,
-    crops_of,
-    decode_stage,
-    network_actors,
-    start_torch,
-)
+from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch
 from raydistal.progress import Progress
 
 if TYPE_CHECKING:
@@ -214,33 +206,16 @@ def _part(due: Frames, said: list[pa.Table], number: int, dim: int) -> pa.Table:
 def _stream(config: Config, videos: pa.Table, detectors: list["Detector"]) -> Iterator[pa.Table]:
     """Runs the stages on `videos` (video_id, part, num_faces); yields what `TeachStage` gives."""
     import ray
-    import ray.data
 
-    bound_queues()
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    sizes_px = sorted({detector.input_px for detector in detectors})
-    faces = storage.absolute(storage.join(config.data, "faces"))
-    dataset = (
-        ray.data.from_arrow(by_parts(videos, num_cpus))
-        .map_batches(
-            partial(decode_stage, faces=faces, sizes_px=sizes_px),
-            batch_format="pyarrow",
-            batch_size=None,  # the block: rows leave one by one as they are done
-            num_cpus=1,
-            max_retries=ATTEMPTS,
-        )
-        .map_batches(
-            TeachStage,
-            fn_constructor_args=(ray.put(detectors), config.batch_size),  # read once, handed to every actor
-            batch_format="pyarrow",
-            batch_size=VIDEOS_PER_CALL,
-            **network_actors(config.num_workers),
-        )
+    return look_at_faces(
+        videos,
+        storage.absolute(storage.join(config.data, "faces")),
+        sorted({detector.input_px for detector in detectors}),
+        TeachStage,
+        (ray.put(detectors), config.batch_size),  # read once, handed to every actor
+        VIDEOS_PER_CALL,
+        config.num_workers,
     )
-    try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    except UserError as error:  # from a worker, with its traceback
-        raise getattr(error, "cause", error) from None
 
 
 class TeachStage:

@@ -32,6 +32,7 @@ from raydistal.detector import adapters
 from raydistal.detector.examples import Limits
 from raydistal.detector.recipes import RECIPES, Recipe
 from raydistal.errors import UserError
+from raydistal.pipelines.streaming import use_gpu
 from raydistal.progress import Progress
 
 if TYPE_CHECKING:
@@ -226,11 +227,9 @@ def _videos(config: Config) -> pa.Table:
 
 def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
     """The faces of each split."""
-    from raydistal.detector.examples import choose, list_examples
+    from raydistal.detector.examples import choose, list_faces
 
-    tables.faces_info(config.data, with_crops=True)
-    faces = storage.join(config.data, "faces")
-    found = list_examples(faces, tables.part_names(faces), videos)
+    found = list_faces(config.data, videos)
     split = pc.take(videos["split"], pc.index_in(found["video_id"], value_set=videos["video_id"]))
     train, val = (found.filter(pc.equal(split, name)) for name in ("train", "val"))
     train = choose(train, config.limits, config.seed)
@@ -390,7 +389,7 @@ def work(
     batch_size = recipe.batch_size // num_workers
     num_batches = -(-(len(part_N) // num_workers) // batch_size)
     detector = copy.deepcopy(job.detector)  # what Ray hands over cannot be written to
-    options: dict[str, Any] = {"trainable": job.trainable, "lesson": _lesson(job, device)}
+    options: dict[str, Any] = {"trainable": job.trainable, "lesson": _lesson(job, detector, device)}
     training = Training(detector, recipe, num_batches, device, config.compute.faces_at_once, config.seed, **options)
     if state:
         training.restore(state)
@@ -414,14 +413,14 @@ def work(
             on_epoch(training.history[-1])
 
 
-def _lesson(job: Job, device: str) -> "Lesson | None":
+def _lesson(job: Job, student: "Detector", device: str) -> "Lesson | None":
     from raydistal.compression.distillation import Distillation, Panel, embedding_dim
 
     if not job.staff.teachers:
         return None
     return Distillation(
         job.config.teaching,
-        student_dim=embedding_dim(copy.deepcopy(job.detector)),
+        student_dim=embedding_dim(student),
         teacher_dims=job.staff.embedding_dims,
         num_faces=len(job.train),
         panel=Panel(job.staff.live, device) if job.staff.live else None,
@@ -485,8 +484,8 @@ def _in_workers(job: Job) -> None:
     from ray.train.torch import TorchTrainer
 
     compute, resources = job.config.compute, ray.cluster_resources()
-    use_gpu = compute.device == "cuda" or (compute.device == "auto" and resources.get("GPU", 0) > 0)
-    needed = {"GPU": compute.num_workers} if use_gpu else {"CPU": CPUS_PER_TASK * (compute.num_workers + 1)}
+    on_gpu = use_gpu(compute.device)
+    needed = {"GPU": compute.num_workers} if on_gpu else {"CPU": CPUS_PER_TASK * (compute.num_workers + 1)}
     for name, num in needed.items():
         if num > resources.get(name, 0):
             print(
@@ -502,8 +501,8 @@ def _in_workers(job: Job) -> None:
         train_loop_config={"job": ray.put(job), "board": board},
         scaling_config=ray.train.ScalingConfig(
             num_workers=compute.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": CPUS_PER_TASK} | ({"GPU": 1} if use_gpu else {}),
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": CPUS_PER_TASK} | ({"GPU": 1} if on_gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
@@ -682,12 +681,11 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
 
 
 def _parent(config: Config) -> dict[str, str] | None:
-    from raydistal.detector import checkpoint
+    from raydistal.detector import checkpoint, lineage
 
     if config.weights in ("imagenet", "random") or not checkpoint.exists(config.weights):
         return None
-    model_id = checkpoint.model_id(checkpoint.read_about(config.weights))
-    return {"location": storage.absolute(config.weights), "model_id": model_id}
+    return lineage.ancestor(config.weights, checkpoint.read_about(config.weights))
 
 
 def _about_teaching(job: Job) -> dict[str, Any] | None:

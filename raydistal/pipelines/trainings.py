@@ -16,7 +16,7 @@ from raydistal import storage
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import evaluate, train
-from raydistal.pipelines.streaming import ATTEMPTS
+from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
 from raydistal.progress import Progress
 
 if TYPE_CHECKING:
@@ -91,13 +91,13 @@ def train_all(verb: str, configs: Sequence[train.Config], device: Device = "auto
     from ray.exceptions import RayTaskError
 
     resources = ray.cluster_resources()
-    use_gpu = device == "cuda" or (device == "auto" and resources.get("GPU", 0) > 0)
-    needed = {"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
+    on_gpu = use_gpu(device)
+    needed = {"CPU": cpus} | ({"GPU": 1} if on_gpu else {})
     for name, num in needed.items():
         if num > resources.get(name, 0):
             print(f"{verb}: a training needs {num} {name}s: waiting for the cluster to grow", file=sys.stderr)
-    task = ray.remote(num_cpus=cpus, num_gpus=int(use_gpu), max_retries=ATTEMPTS)(_train_one)
-    pending = {task.remote(one, "cuda" if use_gpu else "cpu", cpus): one for one in configs}
+    task = ray.remote(num_cpus=cpus, num_gpus=int(on_gpu), max_retries=ATTEMPTS)(_train_one)
+    pending = {task.remote(one, "cuda" if on_gpu else "cpu", cpus): one for one in configs}
     with Progress(f"{verb}: train", len(configs), unit="detectors") as progress:
         while pending:
             (done,), _ = ray.wait(list(pending))

@@ -168,21 +168,13 @@ def _cut_set(job: Job, point: Point, seed: int) -> str:
     return manifest
 
 
-def list_faces(run: str, videos: pa.Table) -> pa.Table:
-    """The faces of these videos (video_id, label, method): `examples.EXAMPLES`. UserError without faces with crops."""
-    from raydistal.detector.examples import list_examples
-
-    tables.faces_info(run, with_crops=True)
-    faces = storage.join(run, "faces")
-    return list_examples(faces, tables.part_names(faces), videos)
-
-
-def _measure(job: Job, location: str, trial: str) -> dict[str, float]:
+def _measure(job: Job, location: str, trial: str) -> dict[str, float | None]:
     """Measures a detector on the faces of val: accuracy, at P(fake) = 0.5, auc and loss.
 
     Writes OUT/scores/TRIAL: the mean probability of each video.
     """
-    from sklearn.metrics import roc_auc_score
+    from raydistal.detector.examples import list_faces
+    from raydistal.detector.training import judge
 
     faces = list_faces(job.data, job.val)
     logit_N = _logits(job, location, faces)
@@ -191,24 +183,16 @@ def _measure(job: Job, location: str, trial: str) -> dict[str, float]:
     scores = scores.group_by("video_id").aggregate([("probability", "mean")])
     scores = scores.rename_columns({"probability_mean": "probability"})
     tables.write_table(storage.join(job.out, "scores", trial), scores, {"detector": location})
-    return {
-        "accuracy": float(np.mean((logit_N > 0) == (label_N == 1))),
-        "auc": float(roc_auc_score(label_N, logit_N)),
-        "loss": float(np.mean(np.logaddexp(0, np.where(label_N == 1, -logit_N, logit_N)))),
-    }
+    return judge(label_N, logit_N)
 
 
 def _logits(job: Job, location: str, faces: pa.Table) -> npt.NDArray[np.float64]:
     from raydistal.detector import runtime
-    from raydistal.detector.examples import Source, load_window, plain_shares
+    from raydistal.detector.examples import every_face, plain_source
 
-    model, about = runtime.load(location)
+    model, _ = runtime.load(location)
     logits = runtime.start(model, job.device)
-    place = storage.join(job.data, "faces")
-    options: dict[str, Any] = {"seed": 0, "augments": False, "robust": False}
-    source = Source(location=place, parts=tables.part_names(place), size_px=about["input_px"], **options)
-    (windows,) = plain_shares(len(faces), 1)
-    chunks = (chunk for window in windows for chunk in load_window(source, faces, window, None))
+    chunks = every_face(plain_source(job.data, model.input_px), faces)
     return np.concatenate([logits(chunk.crops_NHWC) for chunk in chunks]).astype(np.float64)
 
 

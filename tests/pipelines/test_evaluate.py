@@ -12,7 +12,7 @@ from raydistal import schemas, storage, tables
 from raydistal.detector import checkpoint, runtime, zoo
 from raydistal.errors import UserError
 from raydistal.faces import crop
-from raydistal.pipelines import evaluate, export
+from raydistal.pipelines import evaluate, export, streaming
 
 pytestmark = pytest.mark.ray
 
@@ -403,9 +403,9 @@ def stream_here(config, data, videos, pending, claim):
     detectors = [runtime.load(scores.detector.location)[0] for scores, _ in pending]
     stage = evaluate.ScoreStage(ray.put((detectors, pending)), config.batch_size, claim)
     sizes_px = [detector.input_px for detector in detectors]
-    for videos_of_task in evaluate.by_parts(videos, num_cpus=1):
-        for row in evaluate.decode_stage(videos_of_task, f"{data.location}/faces", sizes_px):
-            yield {"num_faces": stage(row)["num_faces"].to_numpy()}
+    for videos_of_task in streaming.by_parts(videos, num_cpus=1):
+        for row in streaming.decode_stage(videos_of_task, f"{data.location}/faces", sizes_px):
+            yield stage(row)
 
 
 def test_all_on_an_object_store(cluster, place, s3, monkeypatch):
