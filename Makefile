@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fast lint bench clean
+.PHONY: demo test fast lint bench soak autoscale clean
 
 demo: .venv/installed ## a synthetic dataset -> index -> extract -> select -> report, in demo/
 	$(BIN)/raydistal demo --out demo
@@ -17,6 +17,12 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: .venv/installed-dev ## minutes of chaos: drivers, workers, nodes and the head are killed while jobs run
+	$(BIN)/python -m tests.faults.soak --minutes 5
+
+autoscale: .venv/installed-dev ## clusters of made-up nodes that grow for a job and shrink after it
+	$(BIN)/pytest tests/faults/autoscaler.py
 
 bench: .venv/installed-bench ## the ratios that README quotes
 	$(BIN)/python -m benchmarks

@@ -19,7 +19,7 @@ from benchmarks.clips import FOLDER
 from benchmarks.measure import Ratio
 from raydistal import tables
 
-Bench = Literal["decode", "detect", "extract", "naive", "train", "compress"]
+Bench = Literal["decode", "detect", "extract", "naive", "train", "compress", "plan"]
 BENCHES: tuple[Bench, ...] = get_args(Bench)
 
 
@@ -31,7 +31,8 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
         clips: videos that the extract benchmark works on.
     """
     prepare_environment()
-    from benchmarks import compress, decode, detect, extract, naive, train  # they load what the environment is for
+    # They load what the environment is for.
+    from benchmarks import compress, decode, detect, extract, naive, plan, train
 
     console = Console()
     print_conditions(console)
@@ -48,6 +49,8 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
         ratios += train.run(console, size="480p", num_clips=8, num_faces=800)
     if "compress" in only:
         ratios += compress.run(console, identities=300)
+    if "plan" in only:
+        ratios += plan.run(console, size="480p", num_clips=8, num_videos=2 * clips, num_tried=32)
     print_ratios(console, ratios)
 
 

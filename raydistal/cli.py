@@ -2,7 +2,7 @@
 
 The last line of stdout is one JSON object; all else goes to stderr.
 
-Exit codes: 0 done, 1 failed, 2 wrong use.
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped before the end.
 
 RAY_ADDRESS names the cluster; without it one is started on this machine.
 """
@@ -10,6 +10,7 @@ RAY_ADDRESS names the cluster; without it one is started on this machine.
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import tyro
 
 from raydistal.errors import UserError
 from raydistal.pipelines import (
+    compact,
     compare,
     cost,
     demo,
@@ -29,17 +31,25 @@ from raydistal.pipelines import (
     extract,
     generalise,
     index,
+    materialize,
+    plan,
     prune,
     report,
     search,
     select,
+    share,
+    status,
+    submit,
     teach,
     train,
+    verify,
 )
+from raydistal.pipelines.scaling import UNLIMITED, Stopped, within
 
 Asked = TypeVar("Asked")
 Verb = (
     Annotated[index.Config, tyro.conf.subcommand("index")]
+    | Annotated[plan.Config, tyro.conf.subcommand("plan")]
     | Annotated[extract.Config, tyro.conf.subcommand("extract")]
     | Annotated[select.Config, tyro.conf.subcommand("select")]
     | Annotated[distill.Config, tyro.conf.subcommand("distill")]
@@ -53,11 +63,21 @@ Verb = (
     | Annotated[compare.Config, tyro.conf.subcommand("compare")]
     | Annotated[generalise.Config, tyro.conf.subcommand("generalise")]
     | Annotated[difference.Config, tyro.conf.subcommand("difference")]
+    | Annotated[share.Config, tyro.conf.subcommand("share")]
+    | Annotated[materialize.Config, tyro.conf.subcommand("materialize")]
+    | Annotated[verify.Config, tyro.conf.subcommand("verify")]
     | Annotated[report.Config, tyro.conf.subcommand("report")]
     | Annotated[demo.Config, tyro.conf.subcommand("demo")]
+    | Annotated[tyro.conf.PositionalRequiredArgs[status.Config], tyro.conf.subcommand("status")]
+    | Annotated[tyro.conf.PositionalRequiredArgs[compact.Config], tyro.conf.subcommand("compact")]
+    | Annotated[
+        tyro.conf.PositionalRequiredArgs[tyro.conf.UseAppendAction[submit.Config]],  # else --env A --env B is only B
+        tyro.conf.subcommand("submit"),
+    ]
 )
 RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {
     index.Config: index.run,
+    plan.Config: plan.run,
     extract.Config: extract.run,
     select.Config: select.run,
     distill.Config: distill.run,
@@ -71,25 +91,31 @@ RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {
     compare.Config: compare.run,
     generalise.Config: generalise.run,
     difference.Config: difference.run,
+    share.Config: share.run,
+    materialize.Config: materialize.run,
+    verify.Config: verify.run,
     report.Config: report.run,
     demo.Config: demo.run,
+    status.Config: status.run,
+    compact.Config: compact.run,
+    submit.Config: lambda config: submit.run(config, parse),
 }
+
+
+def parse(arguments: Sequence[str] | None) -> Any:
+    """The Config of the verb that a command line names, or exit code 2. None: that of this process."""
+    return tyro.cli(Verb, prog="raydistal", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb and exits with its code."""
-
-    def parse() -> Any:
-        return tyro.cli(
-            Verb, prog="raydistal", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
-        )
 
     def work(config: Any) -> dict[str, Any]:
         if needs_cluster(config):
             connect()
         return RUNS[type(config)](config)
 
-    _run(parse, work)
+    _run(lambda: parse(arguments), work)
 
 
 def run_script(config: type[Asked], run: Callable[[Asked], dict[str, Any]], description: str) -> None:
@@ -106,14 +132,25 @@ def _run(parse: Callable[[], Asked], work: Callable[[Asked], dict[str, Any]]) ->
     try:
         config = parse()
         out, sys.stdout = sys.stdout, sys.stderr  # Ray prints there what a worker died of, up to the end of the process
-        summary = work(config)
+        with within(getattr(config, "budget", UNLIMITED)):
+            summary = work(config)
     except UserError as error:
         print(f"raydistal: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("raydistal: stopped. Finished work is kept; the same command goes on with the rest.", file=sys.stderr)
-        sys.exit(1)
+    except submit.JobEndedError as error:
+        print(f"raydistal: {error}", file=sys.stderr)
+        if error.summary:
+            print(json.dumps(error.summary), file=out)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as stop:
+        why = f", as {stop}" if str(stop) else ""
+        print(
+            f"raydistal: stopped{why}. Finished work is kept; the same command goes on with the rest.", file=sys.stderr
+        )
+        sys.exit(3)
     print(json.dumps(summary), file=out)
+    if summary.get("exact") is False:  # of verify
+        sys.exit(1)
 
 
 def needs_cluster(config: object) -> bool:
@@ -126,7 +163,8 @@ def needs_cluster(config: object) -> bool:
         return config.compute.num_workers > 0
     if isinstance(config, evaluate.Config):
         return not evaluate.is_scored(config)
-    return not isinstance(config, export.Config | cost.Config | index.Config | difference.Config | report.Config)
+    here = export.Config | cost.Config | index.Config | difference.Config | report.Config
+    return not isinstance(config, here | status.Config | submit.Config | compact.Config)
 
 
 def connect() -> None:
@@ -134,6 +172,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # said explicitly, Ray does not warn about its default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else a note on every actor that may restart
+    os.environ.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")  # that a cluster of our own takes to end
     import ray
     import ray.data
 
@@ -142,7 +181,12 @@ def connect() -> None:
     if "RAY_ADDRESS" not in os.environ:
         quiet |= {"address": "local", "include_dashboard": False}
     with _muted_stderr():  # C++ code greets there; what goes wrong is raised
-        ray.init(**quiet)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(**quiet)
+        except SystemExit as error:  # Ray takes SIGTERM for itself
+            raise Stopped("it got SIGTERM") from error
+        signal.signal(signal.SIGTERM, on_sigterm)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -29,3 +29,15 @@ class TimeLimitError(VideoError):
     """The video took longer than it was allowed."""
 
     status = "timeout"
+
+
+class MissingError(VideoError):
+    """The file of a shared set is not in this copy of the dataset, or cannot be read."""
+
+    status = "missing"
+
+
+class OtherFileError(VideoError):
+    """The file is there, and is not the one that was shared."""
+
+    status = "other_file"

@@ -11,6 +11,19 @@ from rich.text import Text
 
 LINE_EVERY_S = 10.0
 
+_last_sign = (time.monotonic(), "")
+
+
+def sign(what: str) -> None:
+    """Something was finished, wherever that is told: the job is alive."""
+    global _last_sign
+    _last_sign = (time.monotonic(), what)
+
+
+def last_sign() -> tuple[float, str]:
+    """When that was, on the monotonic clock, and what; "" before the first."""
+    return _last_sign
+
 
 class Progress:
     """Counts units of work against a total, with rate and time left. Use as a context manager."""
@@ -37,6 +50,7 @@ class Progress:
         """`num` more units are done; `note` replaces the remark at the end of the line."""
         self.num_done += num
         self.note = note
+        sign(f"{self.title}: {self.num_done}/{self.total} {self.unit}")
         self.bar.update(self.task, advance=num, note=note)
         if not self.bar.console.is_terminal and time.monotonic() - self.line_at >= LINE_EVERY_S:
             self._line()

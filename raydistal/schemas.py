@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-STATUSES = ("ok", "no_face", "decode_error", "crashed", "timeout")
+STATUSES = ("ok", "no_face", "decode_error", "crashed", "timeout", "missing", "other_file")
 SPLITS = ("train", "val", "test", "pool")  # pool: unlabelled
 SYNTHETIC = "synthetic"  # dataset of the videos that `raydistal demo` draws: nothing measured on it is about the world
 
@@ -228,6 +228,67 @@ DIFFERENCE = pa.schema(
         pa.field("seen_after", pa.bool_()),  # its ancestors and teachers; the second one; null: cannot be known
         _required("beats_chance", pa.bool_()),  # whether one of the two tells the fakes of the slice from real videos
         _required("verdict", pa.string()),  # non-inferior | inferior | cannot tell
+    ]
+)
+
+SOURCES = pa.schema(
+    [
+        _required("video_id", pa.string()),
+        _required("status", pa.string()),  # ok | missing
+        pa.field("error", pa.string()),  # null exactly when status is ok
+        pa.field("num_bytes", pa.int64()),  # these two of the file; null unless status is ok
+        pa.field("sha256", pa.string()),
+    ]
+)
+
+SHARED = pa.schema(  # what leaves the house: no image, no absolute path
+    [
+        _required("video_id", pa.string()),
+        _required("dataset", pa.string()),
+        _required("path", pa.string()),  # below the dataset's folder
+        _required("num_bytes", pa.int64()),  # these two of the file
+        _required("sha256", pa.string()),
+        pa.field("label", pa.int8()),  # from here to rank: as in DISTILLED; rank is null for videos that go along
+        pa.field("method", pa.string()),
+        pa.field("compression", pa.string()),
+        pa.field("original_id", pa.string()),
+        _required("group_id", pa.string()),
+        _required("split", pa.string()),
+        pa.field("rank", pa.int64()),
+        _required("status", pa.string()),  # from here on: as in `faces`
+        _required("num_frames_seen", pa.int32()),
+        _required("frame_index", pa.list_(pa.int32())),
+        _required("pts_s", pa.list_(pa.float64())),
+        _required("box_xyxy_px", pa.list_(BOX)),
+        _required("detection_score", pa.list_(pa.float32())),
+        _required("crop_sha256", pa.list_(pa.string())),  # of the crop's pixels, RGB HWC
+    ]
+)
+
+VERIFICATION = pa.schema(
+    [
+        _required("video_id", pa.string()),
+        _required("path", pa.string()),
+        _required("status", pa.string()),  # exact | missing | other_file | failed | row_differs | faces_differ
+        pa.field("detail", pa.string()),  # null exactly when status is exact
+        _required("num_faces", pa.int64()),  # of the shared set
+        _required("num_exact", pa.int64()),  # of these, those that are there to the bit
+    ]
+)
+
+
+PLAN = pa.schema(
+    [
+        _required("nodes", pa.string()),  # such as 2 cpu-16 + 1 gpu-1, kinds of the price list; without the head
+        _required("cpus", pa.int64()),
+        _required("gpus", pa.int64()),
+        _required("hours", pa.float64()),  # wall time, without the boot of machines
+        _required("hours_low", pa.float64()),  # ends of the 95 % interval, from resamples of the videos tried
+        _required("hours_high", pa.float64()),
+        pa.field("price", pa.float64()),  # in the currency of the list, with the head; null without a list
+        pa.field("price_low", pa.float64()),
+        pa.field("price_high", pa.float64()),
+        pa.field("spot_price", pa.float64()),  # with workers that may be taken back at any time; null: not in the list
     ]
 )
 

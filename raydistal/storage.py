@@ -10,7 +10,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,6 +36,8 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
     place, query = _split_query(location)
     scheme, _, path = place.partition("://")
+    if scheme == "s3":  # else pyarrow asks three times for each file that it writes, however small
+        query += ("&" if query else "?") + "allow_delayed_open=true"
     try:
         # Keys are written as they are, with spaces and all; only pyarrow's parser wants them encoded.
         filesystem, path = fs.FileSystem.from_uri(f"{scheme}://{quote(path, safe='/@:')}{query}")
@@ -49,6 +52,14 @@ def join(location: str, *names: str) -> str:
         return str(Path(location, *names))
     place, query = _split_query(location)
     return "/".join([place.rstrip("/"), *names]) + query
+
+
+def parent(location: str) -> str:
+    """The folder that `location` lies in."""
+    if not is_uri(location):
+        return str(Path(location).parent)
+    place, query = _split_query(location)
+    return place.rstrip("/").rpartition("/")[0] + query
 
 
 def _split_query(location: str) -> tuple[str, str]:
@@ -90,8 +101,10 @@ def write_bytes(location: str, content: bytes | pa.Buffer) -> None:
     """Writes a file so that no reader ever sees half of it: renamed into place, or one atomic upload."""
     filesystem, path = resolve(location)
     if not isinstance(filesystem, fs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as stream:  # object stores show a file only when it is complete
-            stream.write(content)
+        # An upload is shown when its stream is closed, by whatever closes it: Ctrl-C or SIGTERM before the bytes are in
+        # would leave an empty file. They reach this thread, not that of the upload, and wait for its end.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_upload, filesystem, path, content).result()
         return
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -106,10 +119,15 @@ def write_bytes(location: str, content: bytes | pa.Buffer) -> None:
             raise
 
 
+def _upload(filesystem: fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(content)
+
+
 def delete(location: str) -> None:
     """Removes a file; one that is not there is no error."""
     filesystem, path = resolve(location)
-    if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+    with suppress(FileNotFoundError):
         filesystem.delete_file(path)
 
 
@@ -136,7 +154,7 @@ def list_files(location: str) -> list[str]:
     try:
         if isinstance(filesystem, fs.LocalFileSystem):  # pyarrow stops when a file vanishes while it lists
             found = sorted(
-                posixpath.relpath(posixpath.join(folder, name), path)
+                posixpath.normpath(posixpath.join(posixpath.relpath(folder, path), name))
                 for folder, _, names in os.walk(path, onerror=_unless_absent, followlinks=True)
                 for name in names
             )
@@ -149,7 +167,17 @@ def list_files(location: str) -> list[str]:
         ) from error
     except OSError as error:
         raise UserError(f"cannot list {location}: {error}. Check that it exists and that you may read it.") from error
-    return sorted(posixpath.relpath(info.path, path) for info in infos if info.type == fs.FileType.File)
+    return sorted(info.path.removeprefix(f"{path}/") for info in infos if info.type == fs.FileType.File)
+
+
+def sizes(location: str, names: Sequence[str]) -> list[int]:
+    """Bytes of each of these files below `location`. Raises KeyError or OSError if one is not there."""
+    filesystem, path = resolve(location)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return [os.path.getsize(posixpath.join(path, name)) for name in names]
+    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))  # a thousand per request, not one
+    found = {info.path: info.size for info in infos}
+    return [found[f"{path}/{name}"] for name in names]
 
 
 def _unless_absent(error: OSError) -> None:

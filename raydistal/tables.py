@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -32,7 +33,10 @@ Config = Mapping[str, Any]
 
 INFO = "_table.json"
 LOCK = "_lock.json"
+MERGES = "_merges.json"  # of `raydistal compact` while it works: {merged part: [those that it is made of]}
 FINAL = ("ok", "no_face")  # statuses that another try would not change
+READERS = 32  # of small files at once: the wait is the store's latency
+PARTS_AT_ONCE = 1024  # some columns of them, in memory
 BEAT_S = 5.0
 BEATS_UNTIL_STALE = 4
 
@@ -67,7 +71,7 @@ def write_table(location: str, table: pa.Table, config: Config, **info: Any) -> 
 def write_info(location: str, config: Config, **info: Any) -> None:
     """Writes `_table.json`: the sign that the table is complete."""
     content: dict[str, Any] = {
-        "table": location.rstrip("/").rsplit("/", 1)[-1] + "/1",
+        "table": storage.resolve(location)[1].rsplit("/", 1)[-1] + "/1",
         "fingerprint": fingerprint(config),
     }
     content |= {"config": dict(config), **info, "versions": versions()}
@@ -90,7 +94,36 @@ def versions() -> dict[str, str]:
 
 def part_names(location: str) -> list[str]:
     """File names of the parts of a table, sorted; [] if there is no table."""
-    return [name for name in storage.list_files(location) if name.startswith("part-") and name.endswith(".parquet")]
+    files = storage.list_files(location)
+    names = [name for name in files if name.startswith("part-") and name.endswith(".parquet")]
+    if MERGES not in files:
+        return names
+    try:
+        merges = _read_merges(location)
+    except FileNotFoundError:  # done since then, and old parts may be gone
+        return part_names(location)
+    # From the moment that a merged part is there, it stands for those that it was made of.
+    hidden = {old for new in names for old in merges.get(new, ())}
+    return [name for name in names if name not in hidden]
+
+
+def settle(location: str) -> None:
+    """Ends what `raydistal compact` began, also if it was killed: parts that were merged are deleted."""
+    files = set(storage.list_files(location))
+    if MERGES in files:
+        merges = _read_merges(location)
+        delete_parts(location, [old for new in merges.keys() & files for old in merges[new] if old in files])
+        storage.delete(storage.join(location, MERGES))
+
+
+def delete_parts(location: str, names: Iterable[str]) -> None:
+    """Removes some parts of a table; those that are not there are no error."""
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(lambda name: storage.delete(storage.join(location, name)), names))
+
+
+def _read_merges(location: str) -> dict[str, list[str]]:
+    return dict(json.loads(storage.read_bytes(storage.join(location, MERGES))))
 
 
 def open_table(location: str, made_by: str) -> pads.Dataset:
@@ -99,27 +132,44 @@ def open_table(location: str, made_by: str) -> pads.Dataset:
     Raises:
         UserError: there is no table; the message names the command that makes it.
     """
-    names = part_names(location)
-    if not names:
-        raise UserError(f"no table at {location}. Make it first: raydistal {made_by}")
+    names = _existing_parts(location, made_by)
     filesystem, path = storage.resolve(location)
     return pads.dataset([f"{path}/{name}" for name in names], filesystem=filesystem, format="parquet")
 
 
 def read_table(location: str, made_by: str, columns: list[str] | None = None) -> pa.Table:
     """The table in memory, or some of its columns. Raises UserError like `open_table`."""
-    return open_table(location, made_by).to_table(columns=columns)
+    return pa.concat_tables(read_parts(location, _existing_parts(location, made_by), columns))
 
 
-def read_parts(location: str, names: Iterable[str], columns: list[str]) -> list[pa.Table]:
-    """Some columns of each of these parts of a table."""
+def scan(location: str, made_by: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Name and rows of each part. Raises UserError like `open_table`, which takes 50 kB for each part that it saw."""
+    names = _existing_parts(location, made_by)
+    for start in range(0, len(names), PARTS_AT_ONCE):
+        some = names[start : start + PARTS_AT_ONCE]
+        yield from zip(some, read_parts(location, some, columns), strict=True)
 
-    def read(name: str) -> pa.Table:
-        filesystem, path = storage.resolve(storage.join(location, name))
-        return pq.read_table(path, columns=columns, filesystem=filesystem)
 
-    with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
+def _existing_parts(location: str, made_by: str) -> list[str]:
+    names = part_names(location)
+    if not names:
+        raise UserError(f"no table at {location}. Make it first: raydistal {made_by}")
+    return names
+
+
+def read_parts(location: str, names: Iterable[str], columns: list[str] | None = None) -> list[pa.Table]:
+    """Each of these parts of a table, or some of its columns."""
+    names = list(names)
+    read = partial(_read_part, location, columns=columns, use_threads=len(names) == 1)
+    with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(read, names))
+
+
+def _read_part(location: str, name: str, columns: list[str] | None = None, use_threads: bool = False) -> pa.Table:
+    filesystem, path = storage.resolve(storage.join(location, name))
+    # pq.read_table takes twice the time of this, of which there is some for each of 100,000 parts.
+    with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as part:
+        return part.read(columns=columns, use_threads=use_threads)
 
 
 def faces_info(run: str, with_crops: bool = False) -> dict[str, Any]:
@@ -140,30 +190,30 @@ def faces_info(run: str, with_crops: bool = False) -> dict[str, Any]:
 def read_ledger(location: str, config: Config, warn: Callable[[str], None]) -> pa.Table:
     """What an earlier run left: the columns video_id and status of every finished row.
 
-    Removes what a killed writer left behind (unreadable parts, temporary files); call it only as the table's writer.
+    Removes what a killed writer left behind (unreadable and merged parts, temporary files); call it only as the table's
+    writer.
 
     Raises:
         UserError: the rows were made with another config (the message says what differs).
     """
-    for name in storage.list_files(location):
-        if name.startswith(".tmp-"):
-            storage.delete(storage.join(location, name))
+    files = storage.list_files(location)
+    delete_parts(location, [name for name in files if name.startswith(".tmp-")])
+    if MERGES in files:
+        settle(location)
 
     def read(name: str) -> tuple[str, pa.Table] | None:
-        filesystem, path = storage.resolve(storage.join(location, name))
         try:
-            rows = pq.read_table(path, columns=["video_id", "status"], filesystem=filesystem)
+            return name, _read_part(location, name, ["video_id", "status"])
         except pa.ArrowInvalid as error:  # not Parquet to the end; a store that fails raises OSError and stops the job
             warn(f"removed an unreadable part, its videos are done again: {name} ({error})")
             storage.delete(storage.join(location, name))
             return None
-        return name, rows
 
     empty = pa.schema([("video_id", pa.string()), ("status", pa.string())])
-    with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
+    with ThreadPoolExecutor(READERS) as pool:
         parts = [part for part in pool.map(read, part_names(location)) if part]
-    for name, rows in parts:
-        refuse_other_config(location, name, json.loads(rows.schema.metadata[b"raydistal"]), config)
+    for made_with, name in {rows.schema.metadata[b"raydistal"]: name for name, rows in parts}.items():
+        refuse_other_config(location, name, json.loads(made_with), config)
     return pa.concat_tables([rows.cast(empty) for _, rows in parts] or [empty.empty_table()])
 
 
@@ -184,17 +234,18 @@ def refuse_other_config(location: str, name: str, old: Config, new: Config) -> N
 
 def drop_failed(location: str, config: Config) -> int:
     """Removes every row whose status is not ok or no_face, so that a run does those videos again; says how many."""
-    num_dropped = 0
-    for name in part_names(location):
-        part = storage.join(location, name)
-        filesystem, path = storage.resolve(part)
-        table = pq.read_table(path, filesystem=filesystem)
-        keep = table.filter(pc.is_in(table["status"], pa.array(FINAL)))
-        num_dropped += table.num_rows - keep.num_rows
-        if keep.num_rows == 0:
-            storage.delete(part)
-        elif keep.num_rows < table.num_rows:
+    final, num_dropped = pa.array(FINAL), 0
+    names = part_names(location)
+    for name, statuses in zip(names, read_parts(location, names, ["status"]), strict=True):
+        if not (num := pc.sum(pc.invert(pc.is_in(statuses["status"], final))).as_py()):
+            continue  # not read whole: its crops are megabytes
+        num_dropped += num
+        table, part = _read_part(location, name), storage.join(location, name)
+        keep = table.filter(pc.is_in(table["status"], final))
+        if keep.num_rows:
             storage.write_bytes(part, to_parquet(keep, config))
+        else:
+            storage.delete(part)
     return num_dropped
 
 
@@ -313,7 +364,7 @@ def count_classes(labels: pa.ChunkedArray) -> tuple[int, int]:
     return real, fake
 
 
-def count_values(values: Iterable[Any]) -> dict[str, int]:
+def count_values(values: Iterable[Any] | pa.ChunkedArray) -> dict[str, int]:
     """How often each value occurs, most frequent first."""
-    counts = pc.value_counts(pa.chunked_array([pa.array(values)])).to_pylist()
+    counts = pc.value_counts(values if isinstance(values, pa.ChunkedArray) else pa.array(values)).to_pylist()
     return {str(item["values"]): item["counts"] for item in sorted(counts, key=lambda item: -item["counts"])}

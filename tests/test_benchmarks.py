@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from raydistal import tables
+
 sys.path.append(str(Path(__file__).parents[1]))  # benchmarks are run from the repository, not installed
-clips, decode, detect, extract, extractors, train = (
+clips, decode, detect, extract, extractors, scale, train = (
     importlib.import_module(f"benchmarks.{name}")
-    for name in ("clips", "decode", "detect", "extract", "extractors", "train")
+    for name in ("clips", "decode", "detect", "extract", "extractors", "scale", "train")
 )
 
 SMALL_NETWORK = "timm:test_byobnet"
@@ -67,3 +69,16 @@ def test_train() -> None:
         Console(), size="small", num_clips=2, num_faces=12, seconds=1, rounds=1, architecture="timm:test_resnet"
     )
     check(ratios, 1)
+
+
+def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [scale.measure("ledger", num_videos, tmp_path / str(num_videos)) for num_videos in (100, 200)]
+    for stage in ("index", "select"):
+        prepare, run = scale.STAGES[stage]
+        prepare(tmp_path, 100)
+        run(tmp_path)
+    assert tables.read_info(f"{tmp_path}/indexed/videos")["real"] == 20
+    assert tables.read_table(f"{tmp_path}/select/distilled", "select").num_rows == 20
+    assert all(row.wall_s > 0 and row.cpu_s >= 0 for row in found)
+    Console().print(scale.growth_table([found[0], found[0]._replace(num_videos=200, cpu_s=2 * found[0].cpu_s)]))
+    assert "2.0" in capsys.readouterr().out

@@ -317,7 +317,7 @@ def run(config: Config) -> dict[str, Any]:
         whole = dict.fromkeys([*teachers, *(cell for cell in cells if not cell.faces)])
         for what, some in (("all faces", whole), ("few faces", [cell for cell in cells if cell.faces])):
             configs = [config.to_train(cell, seed) for seed in range(config.seeds) for cell in some]
-            train_all(f"ckd, {what}", configs, config.training.device, config.training.cpus)
+            train_all(f"ckd, {what}", configs, config.training)
         draws: dict[Cell, Draws] = {}
         dataset, is_synthetic = {}, False
         for part, num in dict.fromkeys((cell.part, cell.faces) for cell in cells):

@@ -146,7 +146,7 @@ def run(config: Config) -> dict[str, Any]:
     training, seeds = config.training, range(config.seeds)
     training.check((config.architecture, config.student))
     made = [config.trainings(seed) for seed in seeds]
-    train_all("review BL", [one.pop("BL") for one in made], training.device, training.cpus)
+    train_all("review BL", [one.pop("BL") for one in made], training)
     rest = [one for by_recipe in made for one in by_recipe.values()]
     train_all("review KD, TL", rest, training.device, training.cpus)
     for seed in seeds:

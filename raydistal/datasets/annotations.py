@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from raydistal import storage
@@ -37,15 +38,31 @@ def read_json(location: str) -> Any:
 
 def read_csv(location: str) -> list[dict[str, str]]:
     """The rows of a comma-separated file by its header, in lower case. Raises UserError when it is malformed."""
+    header, rows = read_csv_rows(location)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def read_csv_rows(location: str) -> tuple[list[str], Iterator[list[str]]]:
+    """The header of a comma-separated file, in lower case, and its rows. UserError as soon as one is malformed."""
     lines = csv.reader(io.StringIO(read_text(location), newline=""), strict=True)
-    try:
-        rows = [line for line in lines if line]
-    except csv.Error as error:
-        raise UserError(f"{location}, line {lines.line_num}: {error}") from error
-    if not rows:
+
+    def filled() -> Iterator[list[str]]:
+        try:
+            yield from (line for line in lines if line)
+        except csv.Error as error:
+            raise UserError(f"{location}, line {lines.line_num}: {error}") from error
+
+    found = filled()
+    first = next(found, None)
+    if first is None:
         raise UserError(f"{location} is empty: it needs a header and one row per video")
-    header = [name.strip().lower() for name in rows[0]]
-    for number, row in enumerate(rows[1:], 1):
-        if len(row) != len(header):
-            raise UserError(f"{location}, row {number}: {len(row)} fields, but the header {header} has {len(header)}")
-    return [dict(zip(header, row, strict=True)) for row in rows[1:]]
+    header = [name.strip().lower() for name in first]
+
+    def checked() -> Iterator[list[str]]:
+        for number, row in enumerate(found, 1):
+            if len(row) != len(header):
+                num = f"{len(row)} fields, but the header {header} has {len(header)}"
+                raise UserError(f"{location}, row {number}: {num}")
+            yield row
+
+    return header, checked()

@@ -6,10 +6,10 @@ A layout reads names and small annotation files. No video is opened, and nothing
 import dataclasses
 import hashlib
 import posixpath
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raydistal import storage
 from raydistal.errors import UserError
@@ -38,6 +38,11 @@ class Entry:
     """Official split, one of schemas.SPLITS; None where the dataset has none."""
     dataset: str | None = None
     """Set only where one listing holds several datasets."""
+
+
+ENTRIES = pa.schema([(field.name, pa.string()) for field in dataclasses.fields(Entry)])
+ENTRIES = ENTRIES.set(ENTRIES.names.index("label"), pa.field("label", pa.int8()))
+ROWS_AT_ONCE = 1 << 16
 
 
 def suffix(path: str) -> str:
@@ -84,37 +89,62 @@ def video_id(dataset: str, path: str) -> str:
     return hashlib.blake2b(f"{dataset}\0{path}".encode(), digest_size=16).hexdigest()
 
 
-def to_table(root: str, dataset: str, entries: Sequence[Entry]) -> tuple[pa.Table, list[str]]:
+def to_table(root: str, dataset: str, entries: Sequence[Entry] | pa.Table) -> tuple[pa.Table, list[str]]:
     """The `videos` table, sorted by video_id, with official splits only (null = none); and warnings.
+
+    `entries` may also be a table as from `entries_table`.
 
     Raises:
         UserError: a video is listed twice.
     """
-    root = storage.absolute(root)
-    datasets = [entry.dataset or dataset for entry in entries]
-    ids = [video_id(name, entry.path) for name, entry in zip(datasets, entries, strict=True)]
-    id_of = {entry.path: id for id, entry in zip(ids, entries, strict=True)}
-    if len(set(ids)) < len(ids):
-        num_of = Counter(ids)
-        twice = {entry.path for id, entry in zip(ids, entries, strict=True) if num_of[id] > 1}
-        raise UserError(counted(twice, "videos are listed more than once; list each one once")[0])
-    missing = {entry.original for entry in entries if entry.original and entry.original not in id_of}
-    table = pa.table(
-        {
-            "video_id": ids,
-            "dataset": datasets,
-            "uri": [entry.path if is_absolute(entry.path) else storage.join(root, entry.path) for entry in entries],
-            "label": pa.array([entry.label for entry in entries], pa.int8()),
-            "method": pa.array([entry.method for entry in entries], pa.string()),
-            "compression": pa.array([entry.compression for entry in entries], pa.string()),
-            "original_id": pa.array([id_of.get(entry.original or "") for entry in entries], pa.string()),
-            "group_id": [f"{dataset}/{entry.group}" for entry in entries],
-            "split": pa.array([entry.split for entry in entries], pa.string()),
-        }
+    table = entries if isinstance(entries, pa.Table) else entries_table(entries)
+    path, original = table["path"], table["original"]
+    name = table["dataset"].fill_null(dataset)
+    ids = pa.chunked_array(
+        [
+            pa.array(map(video_id, name[start:stop].to_pylist(), path[start:stop].to_pylist()), pa.string())
+            for start, stop in slices(len(table))
+        ],
+        pa.string(),
     )
-    return table.sort_by("video_id"), counted(missing, "originals of fakes are not among the videos")
+    if pc.count_distinct(ids).as_py() < len(ids):
+        num_of = pa.table({"id": ids, "path": path}).group_by("id").aggregate([([], "count_all"), ("path", "min")])
+        twice = num_of.filter(pc.greater(num_of["count_all"], 1))["path_min"]
+        raise UserError(counted(twice.to_pylist(), "videos are listed more than once; list each one once")[0])
+    place = pc.index_in(original, value_set=path)
+    missing = pc.unique(original.filter(pc.and_(original.is_valid(), place.is_null())))
+    before, _, after = storage.join(storage.absolute(root), "\0").partition("\0")
+    columns = {
+        "video_id": ids,
+        "dataset": name,
+        "uri": pc.if_else(is_elsewhere(path), path, pc.binary_join_element_wise(before, path, after, "")),
+        **{column: table[column] for column in ("label", "method", "compression")},
+        "original_id": ids.take(place),
+        "group_id": pc.binary_join_element_wise(dataset, table["group"], "/"),
+        "split": table["split"],
+    }
+    return pa.table(columns).sort_by("video_id"), counted(
+        missing.to_pylist(), "originals of fakes are not among the videos"
+    )
+
+
+def entries_table(entries: Iterable[Entry]) -> pa.Table:
+    """`ENTRIES`, a row per entry."""
+    entries = list(entries)
+    columns = {name: [getattr(entry, name) for entry in entries] for name in ENTRIES.names}
+    return pa.table(columns, schema=ENTRIES)
+
+
+def slices(num_rows: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of some rows at a time: as Python objects, all of ten million would fill the memory."""
+    return ((start, min(start + ROWS_AT_ONCE, num_rows)) for start in range(0, num_rows, ROWS_AT_ONCE))
+
+
+def is_elsewhere(path: pa.ChunkedArray) -> pa.ChunkedArray:
+    """True for a URI or an absolute local path, which needs no root."""
+    return pc.or_(pc.match_substring(path, "://"), pc.starts_with(path, "/"))
 
 
 def is_absolute(path: str) -> bool:
-    """True for a URI or an absolute local path."""
+    """The same of one path."""
     return storage.is_uri(path) or path.startswith("/")

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import pyarrow as pa
+
 from raydistal import storage
 from raydistal.datasets import (
     celebdf,
@@ -55,7 +57,7 @@ class Reading:
 
     layout: str
     root: str
-    entries: list[Entry]
+    entries: list[Entry] | pa.Table
     warnings: list[str]
 
 

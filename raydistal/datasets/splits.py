@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raydistal.datasets.layout import counted
 from raydistal.schemas import SPLITS
@@ -21,33 +22,39 @@ def assign(videos: pa.Table, ratios: tuple[float, float, float], seed: int) -> t
     The result depends on the set of rows and the seed, not on the order of the rows.
     """
     shares = {split: ratio for split, ratio in zip(SPLITS, ratios, strict=False) if ratio > 0}
-    groups, labels = videos["group_id"].to_pylist(), videos["label"].to_pylist()
-    categories = [(label, method or "") for label, method in zip(labels, videos["method"].to_pylist(), strict=True)]
-    splits = _official(groups, labels, videos["split"].to_pylist())
+    rows = pa.table({"group": videos["group_id"], "label": videos["label"], "method": videos["method"].fill_null("")})
+    rows = rows.append_column("split", _official(rows, videos["split"]))
     warnings = []
+    there = set(pc.unique(rows["split"]).to_pylist())
+    if {"train", "test"} <= there and "val" not in there and {"train", "val"} <= shares.keys():
+        rows = _distribute_rows(rows, "train", {split: shares[split] for split in ("train", "val")}, seed)
+        num_val = pc.sum(pc.equal(rows["split"], "val")).as_py()
+        warnings.append(f"there is no official val split: {num_val} videos of train became val")
+    rows = _distribute_rows(rows, None, shares, seed)
 
-    def distribute_rows(current: str | None, shares: Mapping[str, float]) -> list[str | None]:
-        counts: dict[str, Counter[Category]] = defaultdict(Counter)
-        for group, category, split in zip(groups, categories, splits, strict=True):
-            if split == current:
-                counts[group][category] += 1
-        split_of = distribute(counts, shares, seed)
-        return [split_of[group] if split == current else split for group, split in zip(groups, splits, strict=True)]
+    pairs = rows.group_by(["group", "split"]).aggregate([])
+    num_splits = pairs.group_by("group").aggregate([([], "count_all")])
+    cut = num_splits.filter(pc.greater(num_splits["count_all"], 1))["group"]
+    warnings += counted(cut.to_pylist(), "groups are cut by the official split; each part is now a group of its own")
+    part = pc.binary_join_element_wise(rows["group"], rows["split"], "@")
+    group = pc.if_else(pc.is_in(rows["group"], cut), part, rows["group"])
+    videos = videos.set_column(videos.column_names.index("group_id"), "group_id", group)
+    videos = videos.set_column(videos.column_names.index("split"), "split", rows["split"])
+    return videos, warnings + _lacking(rows, shares)
 
-    if {"train", "test"} <= set(splits) and "val" not in splits and {"train", "val"} <= shares.keys():
-        splits = distribute_rows("train", {split: shares[split] for split in ("train", "val")})
-        warnings.append(f"there is no official val split: {splits.count('val')} videos of train became val")
-    splits = distribute_rows(None, shares)
 
-    splits_of = defaultdict(set)
-    for group, split in zip(groups, splits, strict=True):
-        splits_of[group].add(split)
-    cut = {group for group, its_splits in splits_of.items() if len(its_splits) > 1}
-    warnings += counted(cut, "groups are cut by the official split; each part is now a group of its own")
-    groups = [f"{group}@{split}" if group in cut else group for group, split in zip(groups, splits, strict=True)]
-    videos = videos.set_column(videos.column_names.index("group_id"), "group_id", pa.array(groups, pa.string()))
-    videos = videos.set_column(videos.column_names.index("split"), "split", pa.array(splits, pa.string()))
-    return videos, warnings + _lacking(labels, splits, shares)
+def _distribute_rows(rows: pa.Table, current: str | None, shares: Mapping[str, float], seed: int) -> pa.Table:
+    """`rows` with another split in those that are in the split `current`, None: in none."""
+    is_due = pc.equal(rows["split"], current) if current else pc.is_null(rows["split"])
+    found = rows.filter(is_due).group_by(["group", "label", "method"]).aggregate([([], "count_all")])
+    counts: dict[str, Counter[Category]] = defaultdict(Counter)
+    for group, label, method, num in zip(*(column.to_pylist() for column in found.columns), strict=True):
+        counts[group][label, method] = num
+    split_of = distribute(counts, shares, seed)
+    place = pc.index_in(rows["group"], value_set=pa.array(list(split_of), pa.string()))
+    other = pa.array(list(split_of.values()), pa.string()).take(place)
+    split = pc.if_else(is_due, other, rows["split"])
+    return rows.set_column(rows.column_names.index("split"), "split", split)
 
 
 def distribute(counts: Mapping[str, Counter[Category]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -95,21 +102,19 @@ def distribute(counts: Mapping[str, Counter[Category]], shares: Mapping[str, flo
     return split_of
 
 
-def _official(groups: Sequence[str], labels: Sequence[int | None], splits: Sequence[str | None]) -> list[str | None]:
+def _official(rows: pa.Table, split: pa.ChunkedArray) -> pa.ChunkedArray:
     """The official split of each row, where there is none that of its group; pool for the unlabelled."""
-    split_of: dict[str, str] = {}
-    for group, label, split in zip(groups, labels, splits, strict=True):
-        if split and split != "pool" and label is not None:
-            split_of[group] = min(split_of.get(group, split), split, key=SPLITS.index)
-    return [
-        "pool" if label is None else split or split_of.get(group)
-        for group, label, split in zip(groups, labels, splits, strict=True)
-    ]
+    ranked = rows.select(["group"]).append_column("rank", pc.index_in(split, value_set=pa.array(SPLITS)))
+    counts = pc.and_(pc.and_(pc.is_valid(split), pc.not_equal(split, "pool")), pc.is_valid(rows["label"]))
+    of_group = ranked.filter(counts).group_by("group").aggregate([("rank", "min")])
+    rank = of_group["rank_min"].take(pc.index_in(rows["group"], value_set=of_group["group"]))
+    return pc.if_else(pc.is_null(rows["label"]), "pool", pc.coalesce(split, pa.array(SPLITS).take(rank)))
 
 
-def _lacking(labels: Sequence[int | None], splits: Sequence[str | None], shares: Mapping[str, float]) -> list[str]:
+def _lacking(rows: pa.Table, shares: Mapping[str, float]) -> list[str]:
     """One warning per class that some split should have and does not."""
-    there = set(zip(labels, splits, strict=True))
+    pairs = rows.group_by(["label", "split"]).aggregate([])
+    there = set(zip(pairs["label"].to_pylist(), pairs["split"].to_pylist(), strict=True))
     warnings = []
     for label, name in ((0, "real"), (1, "fake")):
         lacking = [split for split in shares if (label, split) not in there]

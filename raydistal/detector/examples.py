@@ -102,9 +102,16 @@ class Source:
 
 def list_examples(location: str, parts: Sequence[str], videos: pa.Table) -> pa.Table:
     """All faces of `videos` (video_id, label, method) in these parts of the table `location`: `EXAMPLES`."""
+    if not parts:
+        return EXAMPLES.empty_table()
     read = tables.read_parts(location, parts, ["video_id", "frame_index"])
-    found = [_examples_of(faces, number, videos) for number, faces in enumerate(read)]
-    return pa.concat_tables([EXAMPLES.empty_table(), *found]).combine_chunks()
+    faces, num_P = pa.concat_tables(read), np.array([len(part) for part in read])
+    of_video_V = pc.index_in(faces["video_id"], value_set=videos["video_id"])  # in all at once: it hashes all `videos`
+    part_V = np.repeat(np.arange(len(parts)), num_P)
+    row_V = np.arange(len(faces)) - np.repeat(np.cumsum(num_P) - num_P, num_P)
+    faces = faces.append_column("part", pa.array(part_V)).append_column("row", pa.array(row_V))
+    faces = faces.append_column("of_video", of_video_V)
+    return _one_row_per_face(faces.filter(of_video_V.is_valid()), videos)
 
 
 def list_faces(run: str, videos: pa.Table) -> pa.Table:
@@ -121,22 +128,16 @@ def plain_source(run: str, size_px: int) -> Source:
     return Source(location=location, parts=parts, size_px=size_px, seed=0, augments=False, robust=False)
 
 
-def _examples_of(faces: pa.Table, number: int, videos: pa.Table) -> pa.Table:
-    row_V = pc.index_in(faces["video_id"], value_set=videos["video_id"]).combine_chunks()
+def _one_row_per_face(faces: pa.Table, videos: pa.Table) -> pa.Table:
     frames = faces["frame_index"].combine_chunks()
     parent_N = pc.list_parent_indices(frames).to_numpy()
     num_V = pc.list_value_length(frames).fill_null(0).to_numpy()
     first_V = np.cumsum(num_V) - num_V
-    of_video = pc.take(row_V, parent_N)
-    columns = {
-        "part": np.full(len(parent_N), number, np.int32),
-        "row": parent_N.astype(np.int32),
-        "place": (np.arange(len(parent_N)) - first_V[parent_N]).astype(np.int32),
-        "video_id": pc.take(faces["video_id"], parent_N),
-        "frame_index": pc.list_flatten(frames),
-    }
-    columns |= {name: pc.take(videos[name], of_video) for name in ("label", "method")}
-    return pa.table(columns, schema=EXAMPLES).filter(of_video.is_valid())
+    columns = {name: pc.take(faces[name], parent_N) for name in ("part", "row", "video_id")}
+    columns |= {"place": np.arange(len(parent_N)) - first_V[parent_N], "frame_index": pc.list_flatten(frames)}
+    of_video_N = pc.take(faces["of_video"], parent_N)
+    columns |= {name: pc.take(videos[name], of_video_N) for name in ("label", "method")}
+    return pa.table(columns).select(EXAMPLES.names).cast(EXAMPLES).combine_chunks()
 
 
 def choose(examples: pa.Table, limits: Limits, seed: int) -> pa.Table:

@@ -52,6 +52,14 @@ class Equalizer(NamedTuple):
         left, top, side = _centre(height_px, width_px)
         return box_4 * np.float32(side / self.size_px) + np.array([left, top, left, top], np.float32)
 
+    def to_square(self, box_4: npt.NDArray[np.float32], height_px: int, width_px: int) -> npt.NDArray[np.float32]:
+        """What `to_source` made from a box, back: whole pixels exactly, fractions to within rounding."""
+        left, top, side = _centre(height_px, width_px)
+        square_4 = (box_4.astype(np.float64) - [left, top, left, top]) / np.float32(side / self.size_px)
+        whole_4 = square_4.round().astype(np.float32)
+        is_whole = np.array_equal(self.to_source(whole_4, height_px, width_px), box_4)
+        return whole_4 if is_whole else square_4.astype(np.float32)
+
 
 def _centre(height_px: int, width_px: int) -> tuple[int, int, int]:
     """Left, top and side of the centre square."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raydistal.errors import DecodeError
-from raydistal.faces.crop import encode, resize, square_around
+from raydistal.faces.crop import Image, encode, resize, square_around
 from raydistal.faces.detect import Haar, LargestFace, YuNet, whole_frame
 from raydistal.faces.equalize import Equalizer
 from raydistal.schemas import list_column
@@ -49,18 +49,24 @@ def look(
         frame = equalizer(source) if equalizer else source
         if face := largest_face(frame):
             box_4, score = face
-            rgb_HWC = frame.rgb()
-            if detector != "none":
-                x0, y0, x1, y1 = square_around(box_4, margin, *rgb_HWC.shape[:2])
-                rgb_HWC = rgb_HWC[y0:y1, x0:x1]
+            image_HWC = cut(frame, box_4, detector, margin, size_px)
             if equalizer:
                 box_4 = equalizer.to_source(box_4, *source.luma().shape)
-            found.append(Face(frame.index, frame.pts_s, box_4, score, resize(rgb_HWC, size_px)))
+            found.append(Face(frame.index, frame.pts_s, box_4, score, image_HWC))
     if not num_frames_seen:
         raise DecodeError(f"none of the {len(wanted_K)} sampled frames could be decoded")
     status, error = ("ok", None) if found else ("no_face", f"no face in {num_frames_seen} frames")
     found.sort(key=lambda face: face.frame_index)
     return row(video_id, status, error, size_px, crops, num_frames_seen, found)
+
+
+def cut(frame: Frame, box_4: npt.NDArray[np.float32], detector: str, margin: float, size_px: int) -> Image:
+    """The picture (size_px, size_px, 3) of a face; with the detector none, of the whole frame."""
+    rgb_HWC = frame.rgb()
+    if detector != "none":
+        x0, y0, x1, y1 = square_around(box_4, margin, *rgb_HWC.shape[:2])
+        rgb_HWC = rgb_HWC[y0:y1, x0:x1]
+    return resize(rgb_HWC, size_px)
 
 
 class Face(NamedTuple):

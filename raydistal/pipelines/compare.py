@@ -21,6 +21,7 @@ from raydistal import schemas, storage, tables
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import train
+from raydistal.pipelines.scaling import Budget
 from raydistal.pipelines.trainings import Training, evaluate_all, train_all, videos_to_test
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Config:
     margin: float = 0.02
     """What a distilled set may lose against the full one to count as non-inferior; 0.02 is 2 points."""
     training: Training = field(default_factory=Training)
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         if not self.architectures:
@@ -114,9 +116,11 @@ def run(config: Config) -> dict[str, Any]:
     with tables.sole_writer(storage.join(out, "comparison")):
         trainings = _trainings(config, out, subsets)
         configs = [one for _, one in trainings]
-        train_all("compare", configs, config.training.device, config.training.cpus)
+        train_all("compare", configs, config.training, config.budget)
         remark = PROTOCOL.format(num=NUM_RESAMPLES)
-        evaluation, info = evaluate_all(configs, config.data, storage.join(out, "evaluation"), config.split, remark)
+        evaluation, info = evaluate_all(
+            configs, config.data, storage.join(out, "evaluation"), config.split, remark, config.budget
+        )
         tried, label_V, group_id_V = _measured(evaluation, info["test"].pop("name"), trainings)
         found = compare(tried, label_V, group_id_V, config.metric, config.margin)
         rows = schemas.conform(pa.Table.from_pylist([one.row for one in tried]), schemas.COMPARISON)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raydistal.pipelines import extract, index, select
+from raydistal.pipelines.scaling import Budget
 from raydistal.selection.ranking import Arrange
 from raydistal.selection.uncertainty import Strategy
 
@@ -30,6 +31,7 @@ class Config:
     """Order of the ranking: frequency (the paper), balanced, or groups."""
     faces: extract.Faces = field(default_factory=extract.Faces)
     features: extract.Features = field(default_factory=extract.Features)
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         # What the stages would refuse after the work of those before them is refused here.
@@ -45,6 +47,7 @@ class Config:
                 sample_fake=self.sample_fake,
                 faces=self.faces,
                 features=self.features,
+                budget=self.budget,
             ),
             select.Config(
                 out=self.out, ratio=self.ratio, frames=self.frames, strategy=self.strategy, arrange=self.arrange

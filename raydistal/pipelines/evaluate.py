@@ -10,7 +10,7 @@ What is in a `scores` table is done: a rerun scores what is missing. Scores do n
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
-from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch
+from raydistal.pipelines.scaling import Budget, Growth
+from raydistal.pipelines.streaming import crops_of, look_at_faces, parts_of, start_torch, use_gpu
+from raydistal.pipelines.telemetry import measured
 from raydistal.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,8 +58,11 @@ class Config:
     """Of the resamples."""
     num_workers: int = 0
     """Processes that run the detectors; 0: one per GPU, without GPUs one per node."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
     batch_size: int = 64
     """Faces that go through a network together."""
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         if not self.detectors or not self.data:
@@ -168,7 +173,7 @@ def _data(config: Config, location: str, name: str) -> Data:
     videos = videos_to_test(tables.read_table(storage.join(location, "videos"), "index"), config.split, location)
     info = tables.faces_info(location, with_crops=True)
     faces = storage.absolute(storage.join(location, "faces"))
-    part_V = _parts_of(faces, videos["video_id"])
+    part_V = parts_of(faces, videos["video_id"])
     if part_V.null_count:
         raise UserError(
             f"{part_V.null_count} videos of split {config.split!r} have no row in {faces}. "
@@ -177,16 +182,6 @@ def _data(config: Config, location: str, name: str) -> Data:
     columns = ["video_id", "dataset", "label", "method", "group_id"]
     videos = videos.select(columns).append_column("part", part_V).sort_by("video_id").combine_chunks()
     return Data(name, storage.absolute(location), videos, info)
-
-
-def _parts_of(faces: str, video_id_V: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The name of the part that holds each video; null where there is none."""
-    names = tables.part_names(faces)
-    found = tables.read_parts(faces, names, ["video_id"])
-    rows = pa.concat_tables(
-        part.append_column("part", pa.array([name] * len(part))) for name, part in zip(names, found, strict=True)
-    )
-    return rows["part"].take(pc.index_in(video_id_V, value_set=rows["video_id"]))
 
 
 def _refuse_leaks(detector: Known, data: Data, split: str) -> None:
@@ -282,9 +277,11 @@ def _stream(
         (work, config.batch_size, claim),
         VIDEOS_PER_PART,
         config.num_workers,
+        Growth(config.budget.max_nodes, use_gpu(config.device)),
     )
 
 
+@measured("evaluate", "scores")
 class ScoreStage:
     """Actor: holds all detectors, and writes the rows that each still lacks as one part of its table.
 
@@ -311,7 +308,9 @@ class ScoreStage:
 
         num_faces = pc.list_value_length(rows["frame_index"]).to_numpy()
         for scorer, (scores, missing) in zip(self.scorers, self.pending, strict=True):
-            is_missing = pc.is_in(rows["video_id"], missing).to_numpy()
+            # The few of these rows among all that are missing, not the other way round, which would hash all each time.
+            due = missing.filter(pc.is_in(missing, rows["video_id"].combine_chunks()))
+            is_missing = pc.is_in(rows["video_id"], due).to_numpy()
             if not is_missing.any():
                 continue
             some, num_V = rows.filter(pa.array(is_missing)), num_faces[is_missing]

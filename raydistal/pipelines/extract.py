@@ -9,7 +9,7 @@ import dataclasses
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,9 @@ from raydistal import storage, tables
 from raydistal.errors import DecodeError, UserError, VideoError
 from raydistal.faces import crop, look
 from raydistal.faces.equalize import Equalizer
-from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, network_actors, start_torch
+from raydistal.pipelines.scaling import Budget, Growth, demand
+from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, network_actors, start_torch, use_gpu
+from raydistal.pipelines.telemetry import add_seconds, log_failure, measured
 from raydistal.progress import Progress
 from raydistal.schemas import conform, faces_schema, list_column
 from raydistal.video.sampling import Sampling
@@ -98,12 +100,15 @@ class Config:
     features: Features = field(default_factory=Features)
     feature_workers: int = 0
     """Processes that run the backbone; 0: one per GPU, without GPUs one per node."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
     timeout_s: float = 300
     """Seconds that one video may take."""
     memory_mib: int = 2048
     """Memory that the decoding of one video may take, in MiB."""
     retry_failed: bool = False
     """Do videos again that failed (decode_error, crashed, timeout) in an earlier run."""
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         Sampling.parse(self.sample)
@@ -112,8 +117,12 @@ class Config:
             raise UserError("need --timeout-s above 0, --memory-mib of at least 64, --feature-workers of 0 or more")
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Runs the pipeline on the connected Ray cluster and returns the job's summary.
+
+    Args:
+        config: what to do.
+        on_part: called after each part, with the number of its videos.
 
     Raises:
         UserError: bad weights, no manifest, other settings than those of the rows already there, another writer.
@@ -135,10 +144,10 @@ def run(config: Config) -> dict[str, Any]:
             ledger = ledger.filter(pc.is_in(ledger["status"], pa.array(tables.FINAL)))
         pending = videos.filter(pc.invert(pc.is_in(videos["video_id"], ledger["video_id"])))
         if not len(pending) and tables.read_info(out):
-            return _summary(out, Counter(ledger["status"].to_pylist()), len(ledger), 0, began)
+            return _summary(out, Counter(tables.count_values(ledger["status"])), len(ledger), 0, began)
         storage.delete(storage.join(out, tables.INFO))
         totals = dict.fromkeys(COUNTED, 0.0)
-        statuses = Counter(ledger["status"].to_pylist())
+        statuses = Counter(tables.count_values(ledger["status"]))
         with Progress("extract", len(pending), unit="videos") as progress:
             for batch in _stream(config, pending, state, schema, settings, claim) if len(pending) else ():
                 for name in totals:
@@ -146,6 +155,8 @@ def run(config: Config) -> dict[str, Any]:
                 statuses.update(batch["status"].tolist())
                 failed = statuses.total() - statuses["ok"]
                 progress.advance(len(batch["status"]), f"{failed} without faces" if failed else "")
+                if on_part:
+                    on_part(len(batch["status"]))
         claim.check()
         info = {"counts": dict(statuses.most_common()), "seconds": time.monotonic() - began}
         tables.write_info(out, settings, num_rows=statuses.total(), num_new=len(pending), stages=totals, **info)
@@ -177,15 +188,17 @@ def _stream(
     import ray
     import ray.data
 
-    bound_queues()
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    growth = Growth(config.budget.max_nodes, use_gpu(config.device))
+    bound_queues(growth)
     # Enough tasks to keep all CPUs busy to the end, not so many that starting them costs.
+    num_cpus = growth.cpus_for(len(pending))
     videos_per_task = max(1, min(8, len(pending) // (8 * num_cpus)), len(pending) // MAX_TASKS)
     features = config.features
     columns = pending.select(["video_id", "uri", "label"])
     weights = ray.put(state)  # read once, handed to every actor by the object store
     dataset = (
-        ray.data.from_arrow(columns, override_num_blocks=-(-len(pending) // videos_per_task))
+        # from_arrow would run a task for each of them first, and the cluster grow for these.
+        ray.data.from_blocks([columns[row : row + videos_per_task] for row in range(0, len(pending), videos_per_task)])
         .map_batches(
             partial(look_stage, config=config),
             batch_format="pyarrow",
@@ -198,10 +211,11 @@ def _stream(
             fn_constructor_args=(weights, features.backbone, features.precision, schema, settings, claim),
             batch_format="pyarrow",
             batch_size=VIDEOS_PER_PART,
-            **network_actors(config.feature_workers),
+            **network_actors(config.feature_workers, len(pending), growth),
         )
     )
-    yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+    with demand(growth, len(pending)):
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
 def look_stage(videos: pa.Table, config: Config) -> Iterator[pa.Table]:
@@ -211,9 +225,12 @@ def look_stage(videos: pa.Table, config: Config) -> Iterator[pa.Table]:
         try:
             found = _look(video, config)
         except VideoError as failure:
+            log_failure("extract", video["video_id"], failure.status, str(failure))
             faces = config.faces
             found = look.row(video["video_id"], failure.status, str(failure), faces.size_px, faces.crops)
-        yield found.append_column("look_s", pa.array([time.monotonic() - began]))
+        look_s = time.monotonic() - began
+        add_seconds("extract", "look", look_s)
+        yield found.append_column("look_s", pa.array([look_s]))
 
 
 _sandbox: Sandbox | None = None  # one child per Ray worker, kept from task to task
@@ -237,6 +254,7 @@ def _look(video: dict[str, Any], config: Config) -> pa.Table:
     raise AssertionError("unreachable")
 
 
+@measured("extract", "features")
 class FeatureStage:
     """Actor: holds the network, turns the column `pixels` into `feature`, and writes the rows as one part of the table.
 

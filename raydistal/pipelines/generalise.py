@@ -20,6 +20,7 @@ from raydistal import schemas, storage, tables
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import train
+from raydistal.pipelines.scaling import Budget
 from raydistal.pipelines.trainings import Training, evaluate_all, train_all, videos_to_test
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Config:
     """What the AUC of a method may lose by leaving it out to count as non-inferior; 0.02 is 2 points."""
     limits: Limits = field(default_factory=Limits)
     training: Training = field(default_factory=Training)
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         if not self.architectures:
@@ -113,9 +115,11 @@ def run(config: Config) -> dict[str, Any]:
     ]
     with tables.sole_writer(storage.join(out, "generalisation")):
         configs = [one.config for one in trained]
-        train_all("generalise", configs, config.training.device, config.training.cpus)
+        train_all("generalise", configs, config.training, config.budget)
         remark = PROTOCOL.format(num=NUM_RESAMPLES)
-        evaluation, info = evaluate_all(configs, config.data, storage.join(out, "evaluation"), config.split, remark)
+        evaluation, info = evaluate_all(
+            configs, config.data, storage.join(out, "evaluation"), config.split, remark, config.budget
+        )
         said = _said(evaluation, info["test"]["name"], trained)
         tried = [Tried(one.config.architecture, one.left_out, its) for one, its in zip(trained, said, strict=True)]
         found = generalise(tried, config.margin)

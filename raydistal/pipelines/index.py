@@ -71,13 +71,13 @@ def run(config: Config) -> dict[str, Any]:
     warnings = reading.warnings + unresolved + unbalanced
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    labels = videos["label"].to_pylist()
+    num_real, num_fake = tables.count_classes(videos["label"])
     summary = {
-        "videos": len(labels),
-        "real": labels.count(0),
-        "fake": labels.count(1),
-        "unlabelled": labels.count(None),
-        "splits": tables.count_values(videos["split"].to_pylist()),
+        "videos": len(videos),
+        "real": num_real,
+        "fake": num_fake,
+        "unlabelled": videos["label"].null_count,
+        "splits": tables.count_values(videos["split"]),
         "layout": reading.layout,
         "warnings": warnings,
     }

@@ -10,7 +10,7 @@ from rich.live import Live as Display
 from rich.markup import escape
 from rich.table import Table
 
-from raydistal.progress import LINE_EVERY_S
+from raydistal.progress import LINE_EVERY_S, sign
 
 if TYPE_CHECKING:
     from raydistal.search.agenda import Agenda, Trial
@@ -55,6 +55,7 @@ class Live:
     def tell(self, agenda: "Agenda", trial: "Trial", reached: Row) -> None:
         """An epoch of a trial is over."""
         if "epoch" in reached:
+            sign(f"search: {self._count(agenda)}, an epoch of another")
             self.reached[trial.id] = reached
             self.show(agenda)
             if not self.display and time.monotonic() - self.line_at >= LINE_EVERY_S:
@@ -62,6 +63,7 @@ class Live:
 
     def finish(self, agenda: "Agenda", trial: "Trial", row: Row) -> None:
         """A trial has ended."""
+        sign(f"search: {self._count(agenda)}")
         self.show(agenda)
         if not self.display:
             error = (row.get("error") or "").split("\n")[0]

@@ -21,6 +21,7 @@ from raydistal.compression.teaching import Teaching, find_teachers
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import train
+from raydistal.pipelines.scaling import Budget
 from raydistal.pipelines.train import Compute
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Config:
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
     """Of the order, the augmentation and the choice of faces."""
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import teach
 from raydistal.pipelines.live import Live, grid
+from raydistal.pipelines.scaling import Budget, Growth, tell_wait
 from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
 from raydistal.pipelines.trainings import Training
 from raydistal.pipelines.trial import KD_QUANTITIES, REACHED, Job, Pruning, attempt, failed
@@ -85,6 +85,7 @@ class Config:
     training: Training = field(default_factory=Training)
     teaching: Teaching = field(default_factory=Teaching)
     pruning: Pruning = field(default_factory=Pruning)
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         for dimension in self.parsed():
@@ -264,7 +265,8 @@ def _teach(config: Config) -> None:
     teaching, student = config.teaching, config.training.to_train(config.data, "", config.architecture)
     is_cached = teaching.outputs == "cached" or (teaching.outputs == "auto" and not student.augments)
     if teaching.teachers and is_cached:
-        teach.run(teach.Config(teachers=teaching.teachers, data=config.data))
+        device, budget = config.training.device, config.budget
+        teach.run(teach.Config(teachers=teaching.teachers, data=config.data, device=device, budget=budget))
 
 
 def _keep_ranking(config: Config, videos: pa.Table) -> None:
@@ -376,14 +378,12 @@ def _resources(config: Config) -> dict[str, float]:
 def _sweep(config: Config, job: Job, agenda: Agenda, write: Callable[[Row], None]) -> None:
     """Ray Tune runs what the agenda says; each result is written as it comes."""
     os.environ |= TUNE_SETTINGS
-    import ray
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # whatever ends a trial is in its row
     resources = _resources(config)
-    for name, num in resources.items():
-        if num > ray.cluster_resources().get(name.upper(), 0):
-            print(f"search: a trial needs {num:g} {name.upper()}s: waiting for the cluster to grow", file=sys.stderr)
+    tell_wait("search: a trial", needed := {name.upper(): num for name, num in resources.items()})
+    room = partial(Growth(config.budget.max_nodes).tasks_for, needed)
     filesystem, path = storage.resolve(job.out)
     storage.delete_folder(storage.join(job.out, TUNE_FOLDER))  # of a killed run
     trouble: list[Exception] = []
@@ -391,7 +391,7 @@ def _sweep(config: Config, job: Job, agenda: Agenda, write: Callable[[Row], None
         tune.Tuner(
             tune.with_resources(tune.with_parameters(_run_trial, job=job), resources),
             tune_config=tune.TuneConfig(
-                search_alg=_searcher(agenda, live, write, trouble),
+                search_alg=_searcher(agenda, live, write, trouble, room),
                 scheduler=_scheduler(config),
                 num_samples=-1,  # until the agenda is finished
                 reuse_actors=False,  # a trial that is stopped leaves a thread behind that still trains
@@ -433,8 +433,13 @@ def _scheduler(config: Config) -> Any:
     )
 
 
-def _searcher(agenda: Agenda, live: Live, write: Callable[[Row], None], trouble: list[Exception]) -> Any:
-    """What Tune asks for trials and tells of them. What goes wrong here joins `trouble`, and ends the search."""
+def _searcher(
+    agenda: Agenda, live: Live, write: Callable[[Row], None], trouble: list[Exception], room: Callable[[], int]
+) -> Any:
+    """What Tune asks for trials, and tells of them: up to `room()` at once.
+
+    What goes wrong here joins `trouble`, and ends the search.
+    """
     from ray.tune.search import Searcher
 
     class Asked(Searcher):
@@ -443,7 +448,8 @@ def _searcher(agenda: Agenda, live: Live, write: Callable[[Row], None], trouble:
             self.trials: dict[str, Trial] = {}
 
         def suggest(self, trial_id: str) -> Any:  # a config, None: ask again, FINISHED
-            trial = None if trouble or agenda.is_finished else agenda.next()
+            is_over = trouble or agenda.is_finished
+            trial = None if is_over or len(agenda.running) >= room() else agenda.next()
             if trial is None:
                 return Searcher.FINISHED if trouble or agenda.is_finished else None
             self.trials[trial_id] = trial

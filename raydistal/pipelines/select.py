@@ -34,6 +34,7 @@ PROBE_BYTES = 512 << 20  # float32 features that a probe is trained on; a larger
 NUM_SHOWN = 24  # least uncertain frames kept for the report's contact sheet
 NUM_BINS = 40
 VIDEOS_PER_BATCH = 16
+ROWS_AT_ONCE = 1 << 16  # as Python objects
 PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
 
 
@@ -125,9 +126,16 @@ def _videos(config: Config) -> pa.Table:
 def _settings(config: Config, videos: pa.Table) -> dict[str, dict[str, Any]]:
     """What each table depends on; a table made with the same settings is up to date."""
     faces = tables.faces_info(config.out)
+    if faces["config"].get("backbone") == "none":
+        raise UserError(
+            f"the faces of {config.out} were materialized and have no features to select by. "
+            f"Run: raydistal extract --manifest {storage.join(config.out, 'videos')} --out ANOTHER_RUN"
+        )
     digest = hashlib.blake2b(digest_size=8)
     for name in ("video_id", "label", "group_id"):
-        digest.update("\n".join(map(str, videos[name].to_pylist())).encode())
+        for start in range(0, len(videos), ROWS_AT_ONCE):
+            rows = videos[name][start : start + ROWS_AT_ONCE].to_pylist()
+            digest.update(("\n" * bool(start) + "\n".join(map(str, rows))).encode())
     uncertainty = {
         "faces": faces["fingerprint"],
         "faces_counts": faces["counts"],
@@ -241,8 +249,8 @@ def _sample(config: Config, videos: pa.Table, only: pa.Table | None = None) -> p
     faces = tables.open_table(storage.join(config.out, "faces"), "extract")
     num_dims = faces.schema.field("feature").type.value_type.list_size
     num_faces = sum(
-        pc.sum(pc.list_value_length(batch["frame_index"])).as_py() or 0
-        for batch in faces.to_batches(columns=["frame_index"])
+        pc.sum(pc.list_value_length(rows["frame_index"])).as_py() or 0
+        for _, rows in tables.scan(storage.join(config.out, "faces"), "extract", ["frame_index"])
     )
     share = min(1.0, PROBE_BYTES / max(1, num_faces * num_dims * 4))
     found = pa.concat_tables(_over_parts(config, "probe", _sample_part, (videos, only, share, config.seed)))
@@ -340,6 +348,7 @@ def _over_parts(
 ) -> Iterator[pa.Table]:
     """function(faces, *arguments) for every batch of the faces table, on all nodes; a table per task as they come.
 
+    The first of the arguments is a table of videos; the function gets those of the task, and others have no part in it.
     With `write_to` (a table and its config) the rows become a part of that table, and only video_id comes back.
     """
     import ray
@@ -366,13 +375,16 @@ def _over_some_parts(
     columns: list[str],
     shared: tuple[Callable[..., pa.Table], tuple[Any, ...], tuple[str, tables.Config] | None],
 ) -> tuple[int, pa.Table]:
-    function, arguments, write_to = shared
+    function, (videos, *arguments), write_to = shared
+    there = pa.concat_tables(tables.read_parts(location, names, ["video_id"]))["video_id"]
+    # Once per task: to look for the 16 of each batch among a million takes longer than all else.
+    videos = videos.filter(pc.is_in(videos["video_id"], there))
     results = []
     for name in names:
         filesystem, path = storage.resolve(storage.join(location, name))
         with pq.ParquetFile(path, filesystem=filesystem) as part:
             for batch in part.iter_batches(VIDEOS_PER_BATCH, columns=columns):
-                results.append(function(pa.Table.from_batches([batch]), *arguments))
+                results.append(function(pa.Table.from_batches([batch]), videos, *arguments))
     result = pa.concat_tables(results)
     if write_to and len(result):
         tables.write_part(write_to[0], result, write_to[1])
@@ -412,6 +424,6 @@ def _bin_edges(location: str) -> npt.NDArray[np.float64]:
 def _faces_summary(config: Config) -> pa.Table:
     from raydistal.selection.coverage import summarize_faces
 
-    faces = tables.open_table(storage.join(config.out, "faces"), "extract")
-    batches = faces.to_batches(columns=["video_id", "status", "box_xyxy_px"])
-    return pa.concat_tables([summarize_faces(pa.Table.from_batches([batch])) for batch in batches])
+    columns = ["video_id", "status", "box_xyxy_px"]
+    parts = tables.scan(storage.join(config.out, "faces"), "extract", columns)
+    return pa.concat_tables([summarize_faces(rows) for _, rows in parts])

@@ -4,8 +4,9 @@ Also the stage that several have: from encoded to decoded crops.
 """
 
 import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,16 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raydistal import schemas, storage
+from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
+from raydistal.pipelines.scaling import Growth, demand
+from raydistal.pipelines.telemetry import add_seconds, log_failure
 
 VIDEOS_PER_READ = 4  # encoded crops in memory; decoded ones leave video by video
 PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
+ONE_PER_NODE = "node:__internal_implicit_resource_raydistal"  # every node has 1 of what begins so; Ray Serve's trick
 ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, because a lost node takes one
 
 
-def bound_queues() -> None:
-    """Sets up the datasets that this process makes from now on.
+def bound_queues(growth: Growth) -> None:
+    """Sets up the datasets that this process makes from now on, for a cluster that may grow so far.
 
     With its reservations, Ray Data lets two CPUs decode one video at a time; without them it lets decoded crops pile up
     without end. So: no reservations, and a bound of our own.
@@ -33,28 +37,37 @@ def bound_queues() -> None:
 
     context = ray.data.DataContext.get_current()
     context.op_resource_reservation_enabled = False
-    context.set_config("backpressure_policies.enabled", [policy()])
+    context.set_config("backpressure_policies.enabled", [policy(growth)])
+    # Ray Data asks for more nodes as well: not if there is a limit, which it does not know.
+    limits = {"cpu": max(1, growth.cpus)} if growth.max_nodes else {}
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(**limits)
     context.raise_original_map_exception = True  # a UserError of an actor would come as an exception of Ray's
     # Retries have no other way in yet; Ray 2.64, which our range excludes, wants one.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
 
 
-def network_actors(num_workers: int) -> dict[str, Any]:
-    """Options of `map_batches` for a stage whose actors hold networks; 0: one per GPU, without GPUs one per node."""
+def network_actors(num_workers: int, num_videos: int, growth: Growth) -> dict[str, Any]:
+    """Options of `map_batches` for a stage whose actors hold networks; 0: one per GPU, without GPUs one per node.
+
+    Actors that wait make a cluster grow. Those of 0 become more when videos wait for them, up to as many as are of use.
+    """
     import ray
     import ray.data
 
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    num_nodes = sum(node["Alive"] for node in ray.nodes())
-    return {
-        # All at once: pools do not grow by themselves.
-        "compute": ray.data.ActorPoolStrategy(size=num_workers or num_gpus or num_nodes),
+    min_size, max_size = growth.actors_for(num_videos)
+    options: dict[str, Any] = {
+        "compute": ray.data.ActorPoolStrategy(min_size=num_workers or min_size, max_size=num_workers or max_size),
         # On CPUs the networks share the cores with decoding: reserving some would idle them half of the time.
         "num_cpus": 0,
-        "num_gpus": 1 if num_gpus else 0,
+        "num_gpus": int(growth.on_gpu),
         "max_restarts": ATTEMPTS,
         "max_task_retries": -1,  # tries fail by the moment until the loss of a node is noticed; max_restarts ends them
     }
+    if not growth.on_gpu and not num_workers:
+        options["resources"] = {ONE_PER_NODE: 1}
+    if idle := [node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU")]:
+        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(idle)})"}  # a head that is not to work
+    return options
 
 
 def use_gpu(device: str) -> bool:
@@ -72,6 +85,7 @@ def look_at_faces(
     stage_arguments: tuple[Any, ...],
     videos_per_call: int,
     num_workers: int,
+    growth: Growth,
 ) -> Iterator[pa.Table]:
     """`videos` (video_id, part and others) -> `decode_stage` on all CPUs -> the actors `stage` -> what they give.
 
@@ -83,18 +97,18 @@ def look_at_faces(
         stage_arguments: what it is made with.
         videos_per_call: rows that the stage gets at once.
         num_workers: as for `network_actors`.
+        growth: of the connected cluster.
 
     Raises:
         UserError: as the stage raises it.
     """
-    import ray
     import ray.data
 
-    bound_queues()
+    bound_queues(growth)
     dataset = (
-        ray.data.from_arrow(by_parts(videos, int(ray.cluster_resources().get("CPU", 1))))
+        ray.data.from_blocks(by_parts(videos, growth.cpus_for(len(videos))))
         .map_batches(
-            partial(decode_stage, faces=faces, sizes_px=sizes_px),
+            partial(decode_stage, faces=faces, sizes_px=sizes_px, verb=stage.__module__.rpartition(".")[2]),
             batch_format="pyarrow",
             batch_size=None,  # the block: rows leave one by one as they are done
             num_cpus=1,
@@ -105,11 +119,12 @@ def look_at_faces(
             fn_constructor_args=stage_arguments,
             batch_format="pyarrow",
             batch_size=videos_per_call,
-            **network_actors(num_workers),
+            **network_actors(num_workers, len(videos), growth),
         )
     )
     try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        with demand(growth, len(videos)):
+            yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     except UserError as error:  # from a worker, with its traceback
         raise getattr(error, "cause", error) from None
 
@@ -125,6 +140,52 @@ def start_torch() -> str:
     return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
+ROWS_PER_TASK = 8  # what a crash can lose at most
+MAX_TASKS = 20_000  # the driver holds a reference to each
+
+
+def num_cpus() -> int:
+    """Of the connected cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def on_all_cpus(blocks: list[pa.Table], stage: Callable[[pa.Table], Any], max_nodes: int = 0) -> Iterator[pa.Table]:
+    """What `stage` makes of each block, a table or several, as they come; `max_nodes` as in a Budget."""
+    import ray.data
+
+    if not blocks:
+        return
+    growth = Growth(max_nodes)
+    bound_queues(growth)
+    dataset = ray.data.from_blocks(blocks).map_batches(
+        stage,
+        batch_format="pyarrow",
+        batch_size=None,  # the block
+        num_cpus=1,
+        max_retries=ATTEMPTS,
+    )
+    with demand(growth, sum(map(len, blocks))):
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def in_blocks(rows: pa.Table) -> list[pa.Table]:
+    """`rows` in blocks that keep all CPUs busy to the end, not so many that starting their tasks costs."""
+    num = max(1, min(ROWS_PER_TASK, len(rows) // (8 * num_cpus())), len(rows) // MAX_TASKS)
+    return [rows[start : start + num] for start in range(0, len(rows), num)]
+
+
+def parts_of(location: str, video_id_V: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The name of the part of a table that holds each video; null where there is none."""
+    names = tables.part_names(location)
+    found = tables.read_parts(location, names, ["video_id"])
+    rows = pa.concat_tables(
+        part.append_column("part", pa.array([name] * len(part))) for name, part in zip(names, found, strict=True)
+    )
+    return rows["part"].take(pc.index_in(video_id_V, value_set=rows["video_id"]))
+
+
 def by_parts(videos: pa.Table, num_cpus: int) -> list[pa.Table]:
     """`videos` (part and others) in a table per task. A part is read by one; tasks keep all CPUs busy to the end."""
     videos = videos.sort_by("part")
@@ -134,11 +195,12 @@ def by_parts(videos: pa.Table, num_cpus: int) -> list[pa.Table]:
     return [videos[start:stop] for start, stop in zip(starts, [*starts[1:], len(videos)], strict=True)]
 
 
-def decode_stage(videos: pa.Table, faces: str, sizes_px: Sequence[int]) -> Iterator[pa.Table]:
+def decode_stage(videos: pa.Table, faces: str, sizes_px: Sequence[int], verb: str) -> Iterator[pa.Table]:
     """Rows of `videos` (video_id, part and others) -> the same rows with status, frame_index and crops, without part.
 
     The crops are decoded for each size S, as lists of S * S * 3 bytes in the column pixels_S. A crop that is no image
-    is left out with its frame; a video that has no other gets the status decode_error.
+    is left out with its frame; a video that has no other gets the status decode_error. `verb` is what
+    the metrics and the log call the job.
     """
     from raydistal.detector.scoring import decode_crops
 
@@ -150,8 +212,12 @@ def decode_stage(videos: pa.Table, faces: str, sizes_px: Sequence[int]) -> Itera
             for batch in part.iter_batches(VIDEOS_PER_READ, columns=columns):
                 wanted = pc.is_in(batch["video_id"], of_part["video_id"].combine_chunks())
                 for found in batch.filter(wanted).to_pylist():
+                    began = time.monotonic()
                     crops, places = decode_crops(found["crop"] or [], sizes_px)
+                    add_seconds(verb, "decode", time.monotonic() - began)
                     status = "decode_error" if found["status"] == "ok" and not places else found["status"]
+                    if status != found["status"]:
+                        log_failure(verb, found["video_id"], status, "none of its crops is an image")
                     frame_index = np.array(found["frame_index"], np.int32)[places]
                     row = of_part.filter(pc.equal(of_part["video_id"], found["video_id"]))
                     row = row.append_column("status", pa.array([status]))
@@ -168,7 +234,7 @@ def crops_of(pixels: pa.ChunkedArray, size_px: int) -> npt.NDArray[np.uint8]:
     return np.asarray(flat.to_numpy()).reshape(-1, size_px, size_px, 3)
 
 
-def policy() -> type:
+def policy(growth: Growth) -> type:
     """A Ray Data policy: how far a stage may run ahead of the next one.
 
     It submits at most two tasks per CPU, and none while its output fills a quarter of the object store, unless the next
@@ -179,9 +245,10 @@ def policy() -> type:
 
     class BoundQueues(BackpressurePolicy):
         def can_add_input(self, op: PhysicalOperator) -> bool:
-            limits = self._resource_manager.get_global_limits()  # its object_store_memory is a quarter of the store
-            if op.num_active_tasks() >= 2 * max(1, limits.cpu):
+            is_pool = bool(op.get_autoscaling_actor_pools())  # whose actors bound it, and grow in number only if asked
+            if not is_pool and op.num_active_tasks() >= max(1, min(2 * growth.cpus, growth.max_cpus)):
                 return False
+            limits = self._resource_manager.get_global_limits()  # its object_store_memory is a quarter of the store
             is_full = self._resource_manager.get_mem_op_outputs(op) >= limits.object_store_memory > 0
             return not (is_full and any(following.num_active_tasks() for following in op.output_dependencies))
 

@@ -10,9 +10,9 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 from raydistal import schemas, storage, tables
 from raydistal.compression.teaching import Teacher, find_teachers
 from raydistal.errors import UserError
-from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch
+from raydistal.pipelines.scaling import Budget, Growth
+from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch, use_gpu
+from raydistal.pipelines.telemetry import measured
 from raydistal.progress import Progress
 
 if TYPE_CHECKING:
@@ -48,8 +50,11 @@ class Config:
     """Videos to look at; those of other splits that were looked at before are kept."""
     num_workers: int = 0
     """Processes that run the teachers; 0: one per GPU, without GPUs one per node."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
     batch_size: int = 64
     """Faces that go through a network together."""
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         if not self.teachers:
@@ -215,9 +220,11 @@ def _stream(config: Config, videos: pa.Table, detectors: list["Detector"]) -> It
         (ray.put(detectors), config.batch_size),  # read once, handed to every actor
         VIDEOS_PER_CALL,
         config.num_workers,
+        Growth(config.budget.max_nodes, use_gpu(config.device)),
     )
 
 
+@measured("teach", "teachers")
 class TeachStage:
     """Actor: holds all teachers. Rows of `decode_stage` -> video_id, frame_index; logit_0, embedding_0, logit_1 ..."""
 

@@ -32,6 +32,7 @@ from raydistal.detector import adapters
 from raydistal.detector.examples import Limits
 from raydistal.detector.recipes import RECIPES, Recipe
 from raydistal.errors import UserError
+from raydistal.pipelines.scaling import Budget, tell_wait
 from raydistal.pipelines.streaming import use_gpu
 from raydistal.progress import Progress
 
@@ -103,6 +104,7 @@ class Config:
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
     """Of the new layer, the order, the augmentation and the choice of faces."""
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -483,20 +485,18 @@ def _in_workers(job: Job) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    compute, resources = job.config.compute, ray.cluster_resources()
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: object) -> None:
+            """Else Ctrl-C is taken by Ray Train from here on, which ends this process as if it had succeeded."""
+
+    compute = job.config.compute
     on_gpu = use_gpu(compute.device)
-    needed = {"GPU": compute.num_workers} if on_gpu else {"CPU": CPUS_PER_TASK * (compute.num_workers + 1)}
-    for name, num in needed.items():
-        if num > resources.get(name, 0):
-            print(
-                f"train: needs {num:g} {name}s, the cluster has {resources.get(name, 0):g}: waiting for it to grow. "
-                "Lower --num-workers if it cannot.",
-                file=sys.stderr,
-            )
+    tell_wait("train", {"GPU": compute.num_workers} if on_gpu else {"CPU": CPUS_PER_TASK * (compute.num_workers + 1)})
     filesystem, path = storage.resolve(job.claim.location)
     storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))  # what Ray knows of a killed run misleads it
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
-    trainer = TorchTrainer(
+    # Without it workers would start again for ever: it comes back, and only forgets how often they started.
+    board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+    trainer = Trainer(
         _worker,
         train_loop_config={"job": ray.put(job), "board": board},
         scaling_config=ray.train.ScalingConfig(

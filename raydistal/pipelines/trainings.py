@@ -4,7 +4,6 @@ A training is a Ray task. A finished one costs nothing on a rerun; one whose pro
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +15,7 @@ from raydistal import storage
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import evaluate, train
+from raydistal.pipelines.scaling import LOOK_EVERY_S, UNLIMITED, Budget, Growth, tell_wait
 from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
 from raydistal.progress import Progress
 
@@ -79,10 +79,11 @@ class Training:
                 detector.groups()
 
 
-def train_all(verb: str, configs: Sequence[train.Config], device: Device = "auto", cpus: int = 1) -> None:
+def train_all(verb: str, configs: Sequence[train.Config], training: Training, budget: Budget = UNLIMITED) -> None:
     """Runs all of them, as many at once as the connected cluster has room for; `verb` is named in the progress.
 
-    Every training gets `cpus` CPUs as threads and, where there are GPUs, one; its own `compute` is not looked at.
+    Every training gets `training.cpus` CPUs as threads and, where there are GPUs, one; its own `compute` is not looked
+    at. Those that wait make a cluster grow, up to the nodes of the budget.
 
     Raises:
         UserError: as `train.run`; the trainings that run are stopped, those that are finished stay.
@@ -90,17 +91,21 @@ def train_all(verb: str, configs: Sequence[train.Config], device: Device = "auto
     import ray
     from ray.exceptions import RayTaskError
 
-    resources = ray.cluster_resources()
-    on_gpu = use_gpu(device)
-    needed = {"CPU": cpus} | ({"GPU": 1} if on_gpu else {})
-    for name, num in needed.items():
-        if num > resources.get(name, 0):
-            print(f"{verb}: a training needs {num} {name}s: waiting for the cluster to grow", file=sys.stderr)
-    task = ray.remote(num_cpus=cpus, num_gpus=int(on_gpu), max_retries=ATTEMPTS)(_train_one)
-    pending = {task.remote(one, "cuda" if on_gpu else "cpu", cpus): one for one in configs}
+    on_gpu = use_gpu(training.device)
+    needed = {"CPU": float(training.cpus)} | ({"GPU": 1.0} if on_gpu else {})
+    tell_wait(f"{verb}: a training", needed)
+    task = ray.remote(num_cpus=training.cpus, num_gpus=int(on_gpu), max_retries=ATTEMPTS)(_train_one)
+    growth, waiting = Growth(budget.max_nodes), list(reversed(configs))
+    pending: dict[ray.ObjectRef[None], train.Config] = {}
     with Progress(f"{verb}: train", len(configs), unit="detectors") as progress:
-        while pending:
-            (done,), _ = ray.wait(list(pending))
+        while pending or waiting:
+            for _ in range(min(len(waiting), growth.tasks_for(needed) - len(pending))):
+                one = waiting.pop()
+                pending[task.remote(one, "cuda" if on_gpu else "cpu", training.cpus)] = one
+            finished, _ = ray.wait(list(pending), timeout=LOOK_EVERY_S)
+            if not finished:
+                continue
+            (done,) = finished
             try:
                 ray.get(done)
             except RayTaskError as error:
@@ -133,7 +138,7 @@ def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:
 
 
 def evaluate_all(
-    configs: Sequence[train.Config], data: str, out: str, split: str, remark: str
+    configs: Sequence[train.Config], data: str, out: str, split: str, remark: str, budget: Budget = UNLIMITED
 ) -> tuple["Evaluation", dict[str, Any]]:
     """Measures all trained detectors on one split of the run `data`, into the folder `out`.
 
@@ -143,7 +148,8 @@ def evaluate_all(
     from raydistal.detector import evaluated
 
     places = tuple(one.out for one in configs)
-    evaluate.run(evaluate.Config(detectors=places, data=(data,), out=out, split=split))
+    device = configs[0].compute.device
+    evaluate.run(evaluate.Config(detectors=places, data=(data,), out=out, split=split, device=device, budget=budget))
     found = evaluated.read(out)
     (told,) = found.info["data"]
     test = {"dataset": ", ".join(told["datasets"])}

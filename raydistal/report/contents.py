@@ -124,11 +124,10 @@ def read_cards(location: str, frames: list[dict[str, Any]]) -> list[Face]:
         UserError: the run's tables are not there.
     """
     table = pa.Table.from_pylist(frames, pa.schema([schemas.REPRESENTATIVE.field(name) for name in CARD]))
+    faces = _read_faces(storage.join(location, "faces"))
     of_videos = pads.field("video_id").isin(table["video_id"].to_pylist())
-    faces = tables.open_table(storage.join(location, "faces"), "extract")
-    parts = faces.to_table(columns=["video_id", "__filename"], filter=of_videos).rename_columns(["video_id", "part"])
     videos = tables.open_table(storage.join(location, "videos"), "index").to_table(filter=of_videos)
-    return _cards(table, videos, _read_crops(storage.join(location, "faces"), parts, _frames(table)))
+    return _cards(table, videos, _read_crops(storage.join(location, "faces"), faces, _frames(table)))
 
 
 def rows_by_id(table: pa.Table, video_ids: list[str]) -> dict[str, dict[str, Any]]:
@@ -143,11 +142,11 @@ def file_name(uri: str | None, video_id: str) -> str:
 
 
 def _read_faces(location: str) -> pa.Table:
-    found = [FACES.empty_table()]
-    columns = ["video_id", "status", "error", "frame_index", "__filename"]
-    for batch in tables.open_table(location, "extract").to_batches(columns=columns):
-        num_faces = pc.list_value_length(batch["frame_index"])
-        found.append(pa.table([*batch.columns[:3], num_faces, batch["__filename"]], schema=FACES))
+    found, path = [FACES.empty_table()], storage.resolve(location)[1]
+    for name, rows in tables.scan(location, "extract", ["video_id", "status", "error", "frame_index"]):
+        num_faces = pc.list_value_length(rows["frame_index"])
+        part = pa.array([f"{path}/{name}"] * len(rows))
+        found.append(pa.table([*rows.columns[:3], num_faces, part], schema=FACES))
     return pa.concat_tables(found)
 
 

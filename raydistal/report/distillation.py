@@ -32,6 +32,8 @@ REASONS = {
     "decode_error": "the file cannot be read as a video",
     "crashed": "the decoder died or ran out of the memory allowed",
     "timeout": "the video took longer than allowed",
+    "missing": "the file is not in this copy of the dataset",
+    "other_file": "the file is not the one that was shared",
 }
 
 

@@ -45,7 +45,7 @@ def test_all_can_be_asked_for():
 def test_a_manifest_file(tree):
     root = tree(["a.mp4"], {"list.csv": "path\na.mp4\n"})
     found = layouts.read(f"{root}/list.csv")
-    assert (found.layout, found.root, [entry.path for entry in found.entries]) == ("manifest", root, ["a.mp4"])
+    assert (found.layout, found.root, found.entries["path"].to_pylist()) == ("manifest", root, ["a.mp4"])
 
 
 def test_files_that_are_neither_video_nor_image_are_told(tree):

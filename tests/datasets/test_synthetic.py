@@ -71,8 +71,8 @@ def test_the_index_groups_fakes_with_their_original(folder: Path) -> None:
     reading = layouts.read(str(folder))
     assert (reading.layout, reading.warnings) == ("manifest", [])
     groups: dict[str, set[str]] = {}
-    for entry in reading.entries:
-        groups.setdefault(entry.group, set()).add(entry.path)
+    for entry in reading.entries.to_pylist():
+        groups.setdefault(entry["group"], set()).add(entry["path"])
     assert sorted(len(paths) for paths in groups.values()) == [1] * len(HOSTILE) + [6, 6]
 
 

@@ -58,10 +58,15 @@ def test_interrupt_leaves_no_process_behind(arena, clips, head):
     program.until(lambda: len(arena.parts()) == 3)
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does: everything in the foreground gets it
     code, out, err = program.ended()
-    assert (code, out) == (1, "")
+    assert (code, out) == (3, "")
     assert err.endswith("raydistal: stopped. Finished work is kept; the same command goes on with the rest.\n")
     assert "Traceback" not in err
     program.until(lambda: arena.processes() == {})
+    code, out, err = arena.extract("--idle-minutes", "0.1", **head).ended()
+    assert (code, out) == (3, "")
+    assert "raydistal: stopped, as nothing came for --idle-minutes 0.1 after " in err
+    assert "Traceback" not in err
+    assert not (arena.faces / tables.LOCK).exists()
     gate.become(clips[6])
     assert arena.extract(**head).summary()["done_before"] == 3
     assert arena.statuses() == {clip.name: "ok" for clip in clips[:6]} | {"gate.mp4": "ok"}

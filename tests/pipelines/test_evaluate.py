@@ -404,7 +404,7 @@ def stream_here(config, data, videos, pending, claim):
     stage = evaluate.ScoreStage(ray.put((detectors, pending)), config.batch_size, claim)
     sizes_px = [detector.input_px for detector in detectors]
     for videos_of_task in streaming.by_parts(videos, num_cpus=1):
-        for row in streaming.decode_stage(videos_of_task, f"{data.location}/faces", sizes_px):
+        for row in streaming.decode_stage(videos_of_task, f"{data.location}/faces", sizes_px, "evaluate"):
             yield stage(row)
 
 

@@ -133,12 +133,15 @@ def test_a_time_limit_is_a_row(cluster, tmp_path, clips, write_videos):
 def test_a_stage_does_not_run_far_ahead(active, waiting_bytes, next_active, allowed):
     """4 CPUs, queues of 100 bytes."""
     resources = SimpleNamespace(
-        get_global_limits=lambda: SimpleNamespace(cpu=4, object_store_memory=100),
+        get_global_limits=lambda: SimpleNamespace(object_store_memory=100),
         get_mem_op_outputs=lambda _op: waiting_bytes,
     )
     following = SimpleNamespace(num_active_tasks=lambda: next_active)
-    op = SimpleNamespace(num_active_tasks=lambda: active, output_dependencies=[following])
-    assert streaming.policy()(None, None, resources).can_add_input(op) is allowed
+    op = SimpleNamespace(
+        num_active_tasks=lambda: active, output_dependencies=[following], get_autoscaling_actor_pools=lambda: []
+    )
+    policy = streaming.policy(SimpleNamespace(cpus=4, max_cpus=99))
+    assert policy(None, None, resources).can_add_input(op) is allowed
 
 
 def test_no_manifest(tmp_path):

@@ -1,0 +1,175 @@
+"""A shared set and a copy of its dataset -> videos, faces: the same crops, without looking for faces.
+
+    the copy -> by path, else by content (tasks) -> which file is which video -> videos
+    videos   -> check, decode the listed frames, crop the listed boxes (tasks; in a killable child) -> faces
+
+What is in the `faces` table is done: a rerun does what is missing, also from another folder.
+"""
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydistal import schemas, storage, tables
+from raydistal.errors import UserError, VideoError
+from raydistal.pipelines.scaling import Budget
+from raydistal.pipelines.streaming import in_blocks, on_all_cpus
+from raydistal.progress import Progress
+from raydistal.video.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from raydistal.sharing.manifest import Shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Rebuild a shared set from your own copy of its dataset."""
+
+    manifest: str
+    """File that raydistal share wrote, local or s3://..."""
+    videos: str
+    """Folder or URI of your copy of the dataset. Files that were renamed are found by their content."""
+    out: str
+    """Run folder: writes OUT/videos, OUT/faces, OUT/distilled."""
+    timeout_s: float = 300
+    """Seconds that one video may take."""
+    memory_mib: int = 2048
+    """Memory that the decoding of one video may take, in MiB."""
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0 or self.memory_mib < 64:
+            raise UserError("need --timeout-s above 0 and --memory-mib of at least 64")
+        if storage.is_uri(self.videos) and "@" in urlsplit(self.videos).netloc:
+            raise UserError(
+                "--videos holds credentials, which would be written into the table; set them in the environment"
+            )
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Does what is not done yet and returns a summary.
+
+    A video that is missing, is another file, or does not decode is a row with a reason; the next run tries it again.
+
+    Raises:
+        UserError: no such file or folder, or another set in the run folder.
+    """
+    from raydistal.sharing import manifest
+
+    began = time.monotonic()
+    shared = manifest.read(config.manifest)
+    # For whoever computes with features, the backbone says that there are none.
+    settings = shared.about["faces"] | {"backbone": "none", "manifest": shared.digest}
+    faces = storage.absolute(storage.join(config.out, "faces"))
+    with tables.sole_writer(faces) as claim:
+        _read_ledger(faces, settings)  # refuses another set before anything is removed
+        storage.delete(storage.join(faces, tables.INFO))
+        tables.drop_failed(faces, settings)
+        done = _read_ledger(faces, settings)
+        pending = shared.videos.filter(pc.invert(pc.is_in(shared.videos["video_id"], done["video_id"])))
+        paths = _locate(config, pending) if len(pending) else []
+        uris = pa.array([storage.join(storage.absolute(config.videos), path) for path in paths], pa.string())
+        pending = pending.append_column("uri", uris)
+        _write_videos(config.out, shared, pending)
+        statuses = Counter(done["status"].to_pylist())
+        stage = partial(rebuild_stage, config=config, settings=settings, claim=claim)
+        with Progress("materialize", len(pending), unit="videos") as progress:
+            for written in on_all_cpus(in_blocks(pending), stage, config.budget.max_nodes):
+                statuses.update(written["status"].to_pylist())
+                failed = statuses["missing"] + statuses["other_file"]
+                progress.advance(len(written), f"{failed} missing or other files" if failed else "")
+        claim.check()
+        info = {"counts": dict(statuses.most_common()), "seconds": time.monotonic() - began}
+        tables.write_info(faces, settings, num_rows=statuses.total(), num_new=len(pending), **info)
+    counts = {"videos": statuses.total(), **statuses, "done_before": len(done)}
+    return counts | {"seconds": round(time.monotonic() - began, 1), "table": faces}
+
+
+def _read_ledger(faces: str, settings: dict[str, Any]) -> pa.Table:
+    return tables.read_ledger(faces, settings, lambda line: print(line, file=sys.stderr))
+
+
+def _locate(config: Config, pending: pa.Table) -> list[str]:
+    """The path in the copy of each row's file, or where it should be."""
+    from raydistal.sharing.sources import candidates, list_sizes, locate
+
+    sizes = list_sizes(config.videos)
+    unknown = candidates(pending, sizes)
+    digests: dict[str, str] = {}
+    if unknown:
+        stage = partial(digest_stage, folder=storage.absolute(config.videos))
+        blocks = in_blocks(pa.table({"path": unknown}))
+        with Progress("materialize: look for renamed files", len(unknown), unit="files") as progress:
+            for found in on_all_cpus(blocks, stage, config.budget.max_nodes):
+                digests |= dict(zip(found["path"].to_pylist(), found["sha256"].to_pylist(), strict=True))
+                progress.advance(len(found))
+    return locate(pending, sizes, digests)
+
+
+def digest_stage(files: pa.Table, folder: str) -> pa.Table:
+    """Rows with path -> with sha256; null for what cannot be read."""
+    from raydistal.sharing.sources import file_digest, with_copy
+
+    def digest(path: str) -> str | None:
+        try:
+            return with_copy(storage.join(folder, path), file_digest)[1]
+        except VideoError:
+            return None
+
+    return files.append_column("sha256", pa.array([digest(path) for path in files["path"].to_pylist()], pa.string()))
+
+
+def _write_videos(out: str, shared: "Shared", pending: pa.Table) -> None:
+    """OUT/videos and OUT/distilled; what was done before keeps its place."""
+    place, config = storage.join(out, "videos"), {"manifest": shared.digest}
+    uri_of = dict(zip(pending["video_id"].to_pylist(), pending["uri"].to_pylist(), strict=True))
+    if tables.read_info(place):
+        before = tables.read_table(place, "materialize", ["video_id", "uri"]).to_pylist()
+        uri_of = {row["video_id"]: row["uri"] for row in before} | uri_of
+    uris = pa.array([uri_of[video_id] for video_id in shared.videos["video_id"].to_pylist()])
+    videos = shared.videos.append_column("uri", uris)
+    tables.write_table(place, schemas.conform(videos, schemas.VIDEOS), config)
+    distilled = videos.filter(pc.is_valid(videos["rank"])).sort_by("rank")
+    tables.write_table(storage.join(out, "distilled"), schemas.conform(distilled, schemas.DISTILLED), config)
+
+
+def rebuild_stage(rows: pa.Table, config: Config, settings: dict[str, Any], claim: tables.Claim) -> pa.Table:
+    """Rows of a shared set with their uri -> as many of `faces`, written as a part; gives video_id and status."""
+    from raydistal.sharing.rebuild import failed
+
+    made = []
+    for row in rows.to_pylist():
+        try:
+            made.append(_rebuild(row, config, settings))
+        except VideoError as failure:
+            made.append(failed(row["video_id"], failure.status, str(failure), settings))
+    faces = schemas.conform(pa.concat_tables(made), schemas.faces_schema(1))
+    claim.check()  # here, as the workers of a job that was paused or killed may still be at it
+    tables.write_part(claim.location, faces, settings)
+    return faces.select(["video_id", "status"])
+
+
+_sandbox: Sandbox | None = None  # one child per Ray worker, kept from task to task
+
+
+def _rebuild(row: dict[str, Any], config: Config, settings: dict[str, Any]) -> pa.Table:
+    from raydistal.sharing.sources import check, with_copy
+
+    global _sandbox
+    memory_bytes = config.memory_mib << 20
+    if _sandbox is None or (_sandbox.memory_bytes, _sandbox.timeout_s) != (memory_bytes, config.timeout_s):
+        _sandbox = Sandbox("raydistal.sharing.rebuild:rebuild", memory_bytes=memory_bytes, timeout_s=config.timeout_s)
+    sandbox = _sandbox
+
+    def use(path: str) -> pa.Table:
+        check(path, row["num_bytes"], row["sha256"])
+        return sandbox.call(path=path, shared=row, settings=settings)
+
+    return with_copy(row["uri"], use)

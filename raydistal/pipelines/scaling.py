@@ -1,0 +1,194 @@
+"""How far a job may go: what it asks an autoscaling cluster for, and when it ends by itself.
+
+Trainings, trials and actors that wait for a CPU or a GPU make a cluster grow by waiting. Decoding does not: few of its
+tasks wait, as what they decode must find room. `demand` asks for it.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from raydistal import progress
+from raydistal.errors import UserError
+
+VIDEOS_PER_CPU = 64  # fewer would be done before the node that brings the CPU has started
+VIDEOS_PER_ACTOR = 512  # on a GPU they take less time than the network takes to load
+MAX_CPUS = 4096  # that are asked for by name
+LOOK_EVERY_S = 5.0  # as the autoscaler does; Ray Data overwrites what is asked for every 20 s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a job may take. What it has finished when it must stop is kept: the same command goes on."""
+
+    max_hours: float = 0.0
+    """Hours after which it stops. 0: no limit."""
+    max_nodes: int = 0
+    """Nodes, with the head, up to which it makes an autoscaling cluster grow. 0: as far as the cluster may."""
+    idle_minutes: float = 0.0
+    """Minutes without a sign of progress after which it stops: a video, a batch, the epoch of a trial, a training of
+    several. 0: it waits for ever, such as for nodes that never come."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_hours, self.max_nodes, self.idle_minutes) < 0:
+            raise UserError("need --max-hours, --max-nodes and --idle-minutes of 0 or more")
+
+    def overrun(self, began: float) -> str:
+        """Why a job must stop that began then; "" if it need not."""
+        now = time.monotonic()
+        if self.max_hours and now - began >= 3600 * self.max_hours:
+            return f"--max-hours {self.max_hours:g} are over"
+        last, what = progress.last_sign()
+        if self.idle_minutes and now - max(last, began) >= 60 * self.idle_minutes:
+            return f"nothing came for --idle-minutes {self.idle_minutes:g} after {what or 'the start'}"
+        return ""
+
+
+UNLIMITED = Budget()
+
+
+class Stopped(KeyboardInterrupt):
+    """The job was told to end, and takes it as Ctrl-C. str() says why."""
+
+
+@contextmanager
+def within(budget: Budget) -> Iterator[None]:
+    """Of the main thread: ends the block by `Stopped` when the budget is used up, or SIGTERM comes.
+
+    SIGTERM is how Kubernetes, `ray job stop` and the loss of a spot machine announce themselves.
+    """
+    began, why = time.monotonic(), ["it got SIGTERM"]
+    is_over, is_told = threading.Event(), threading.Event()
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what follows is the way out
+        is_told.set()
+        raise KeyboardInterrupt
+
+    def watch() -> None:
+        while not is_over.wait(1.0):
+            if overrun := budget.overrun(began):
+                why.append(overrun)
+                os.kill(os.getpid(), signal.SIGTERM)  # wakes the main thread, whatever it waits for
+                return
+
+    earlier = signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=watch, daemon=True, name="budget").start()
+    try:
+        yield
+    except KeyboardInterrupt as error:  # Ray makes another one of it
+        if is_told.is_set():
+            raise Stopped(why[-1]) from error
+        raise
+    finally:
+        is_over.set()
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def tell_wait(who: str, needed: Mapping[str, float]) -> None:
+    """Says so on stderr if the cluster does not have as much yet."""
+    import ray
+
+    there = ray.cluster_resources()
+    for name, num in needed.items():
+        if num > there.get(name, 0):
+            print(
+                f"{who} needs {num:g} {name}s, the cluster has {there.get(name, 0):g}: waiting for it to grow.",
+                file=sys.stderr,
+            )
+
+
+class Growth:
+    """What a cluster has, and what a job may make of it; looked at from time to time while there is a `demand`.
+
+    Args:
+        max_nodes: as in the budget.
+        on_gpu: whether some of the nodes are to have a GPU: a quarter of those to come, and one if there is none.
+    """
+
+    def __init__(self, max_nodes: int = 0, on_gpu: bool = False) -> None:
+        self.max_nodes, self.on_gpu = max_nodes, on_gpu
+        self.max_gpus = 0
+        self.look()
+        if on_gpu:
+            self.max_gpus = max(1, self.gpus + self.num_to_come // 4) if max_nodes else sys.maxsize
+            self.look()
+
+    def look(self) -> None:
+        """Looks again."""
+        import ray
+
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        sizes = [int(node["CPU"]) for node in alive if node.get("CPU")]  # a head without CPUs does not work
+        self.cpus, self.num_working = sum(sizes), len(sizes)
+        self.gpus = int(sum(node.get("GPU", 0) for node in alive))
+        self.num_to_come = max(0, self.max_nodes - len(alive))
+        # Whoever asks for one CPU gets one node, of whatever size; the next look knows it.
+        num_with_cpus = max(0, self.num_to_come - max(0, self.max_gpus - self.gpus))
+        self.max_cpus = self.cpus + num_with_cpus * min(sizes, default=1) if self.max_nodes else sys.maxsize
+
+    def cpus_wanted(self, num_videos: int) -> int:
+        """CPUs that so many videos would keep busy, and that are there or may come."""
+        return max(1, min(-(-num_videos // VIDEOS_PER_CPU), self.max_cpus, MAX_CPUS))
+
+    def cpus_for(self, num_videos: int) -> int:
+        """CPUs that work on so many videos is to be divided for."""
+        return max(self.cpus, self.cpus_wanted(num_videos))
+
+    def tasks_for(self, needed: Mapping[str, float]) -> int:
+        """Tasks that there may be at once, each of which needs that and may bring a node."""
+        import ray
+
+        if not self.max_nodes:
+            return sys.maxsize
+        self.look()
+        there = ray.cluster_resources()
+        fitting = min(int(there.get(name, 0) // num) for name, num in needed.items() if num)
+        return max(1, fitting + self.num_to_come)
+
+    def actors_for(self, num_videos: int) -> tuple[int, int]:
+        """Actors with networks, one per GPU or per node: so many from the start, and up to so many."""
+        if self.on_gpu:
+            now, most = self.gpus, self.max_gpus
+        else:
+            now, most = self.num_working, self.num_working + self.num_to_come if self.max_nodes else sys.maxsize
+        return max(1, now), max(1, now, min(num_videos // VIDEOS_PER_ACTOR, most))
+
+
+@contextmanager
+def demand(growth: Growth, num_videos: int) -> Iterator[None]:
+    """Asks the autoscaler for the CPUs that so many videos can use, if there is one; takes it back at the end.
+
+    What a job that is killed asked for, Ray Data takes back: it overwrites it every 20 s.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    is_over = threading.Event()
+
+    def ask() -> None:
+        asked, wait_s = 0, 0.0
+        while not is_over.wait(wait_s):
+            wait_s = LOOK_EVERY_S
+            try:
+                growth.look()
+                if asked or growth.cpus_wanted(num_videos) > growth.cpus:
+                    asked = growth.cpus_wanted(num_videos)
+                    request_resources(bundles=[{"CPU": 1}] * asked)
+            except Exception as error:  # a wish: the job goes on without it
+                print(f"raydistal: could not ask the cluster to grow: {error}", file=sys.stderr)
+        if asked:
+            request_resources(bundles=[])
+
+    tell_wait("the job", {"CPU": 1, "GPU": int(growth.on_gpu)})
+    thread = threading.Thread(target=ask, daemon=True, name="demand")
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()

@@ -1,0 +1,180 @@
+"""videos, faces, distilled -> one file that names what to take from which video, and holds no face.
+
+    videos -> digest of each source (tasks) -> sources, the ledger: a rerun reads only what it lacks
+    faces  -> digest of each crop (tasks), with frame and box -> the file
+
+Receivers rebuild the set from their own copy of the dataset (raydistal materialize) and check it (raydistal verify).
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raydistal import schemas, storage, tables
+from raydistal.errors import MissingError, UserError
+from raydistal.pipelines.scaling import Budget
+from raydistal.pipelines.streaming import by_parts, in_blocks, num_cpus, on_all_cpus, parts_of
+from raydistal.progress import Progress
+
+VIDEOS_PER_READ = 16
+LEDGER = {"digest": "sha256"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Write a distilled set to a file for others: hashes and boxes, never faces."""
+
+    data: str
+    """Run folder with the tables videos, faces and distilled; writes its table sources."""
+    out: str
+    """File to write, such as set.parquet; local or s3://..."""
+    manifest: str = ""
+    """Another table of videos to share than RUN/distilled."""
+    also: tuple[Literal["val", "test"], ...] = ()
+    """Splits of RUN/videos that go along whole, for those who want to choose and measure as you did."""
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        if not self.out.partition("?")[0].endswith(".parquet"):
+            raise UserError(f"--out {self.out!r} must be the name of a file that ends in .parquet")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Writes the file and returns a summary. The same set gives the same bytes.
+
+    A video whose source cannot be read is left out, and counted; a rerun tries it again.
+
+    Raises:
+        UserError: no tables, no crops, a video that has no row in `faces`, or no source at all can be read.
+    """
+    from raydistal.sharing import manifest
+
+    began = time.monotonic()
+    chosen_by = config.manifest or storage.join(config.data, "distilled")
+    info = tables.faces_info(config.data, with_crops=True)
+    about = manifest.describe(info, tables.read_info(chosen_by).get("config", {}))
+    faces = storage.absolute(storage.join(config.data, "faces"))
+    videos = _videos(config, chosen_by)
+    videos = videos.append_column("part", parts_of(faces, videos["video_id"]))
+    if videos["part"].null_count:
+        raise UserError(
+            f"{videos['part'].null_count} videos of {chosen_by} have no row in {faces}. "
+            f"Run: raydistal extract --out {config.data}"
+        )
+    sources = _digest_sources(config, storage.absolute(storage.join(config.data, "sources")), videos)
+    left_out = videos.filter(pc.invert(pc.is_in(videos["video_id"], sources["video_id"])))
+    if len(left_out):
+        print(
+            f"warning: {len(left_out)} of {len(videos)} videos are left out, as their files cannot be read, such as "
+            f"{left_out['uri'][0]}. The table {storage.join(config.data, 'sources')} says why.",
+            file=sys.stderr,
+        )
+    videos = videos.join(sources.drop_columns(["status", "error"]), "video_id", join_type="inner")
+    if not len(videos):
+        raise UserError(f"none of the files of {chosen_by} can be read. Share where the dataset is.")
+    shared = _with_faces(config, videos.combine_chunks(), faces, info["config"]["size_px"])
+    content = manifest.to_bytes(shared, about)
+    storage.write_bytes(config.out, content)
+    return {
+        "videos": len(shared),
+        "faces": pc.sum(pc.list_value_length(shared["frame_index"])).as_py(),
+        "left_out": len(left_out),
+        "bytes": content.size,
+        "seconds": round(time.monotonic() - began, 1),
+        "manifest": storage.absolute(config.out),
+    }
+
+
+def _videos(config: Config, chosen_by: str) -> pa.Table:
+    """DISTILLED with the videos that go along, whose rank is null; and path."""
+    from raydistal.sharing.manifest import public_group, relative_path
+
+    chosen = tables.read_table(chosen_by, "select")
+    more = tables.read_table(storage.join(config.data, "videos"), "index")
+    is_known = pc.is_in(more["video_id"], value_set=chosen["video_id"].combine_chunks())
+    more = more.filter(pc.and_(pc.is_in(more["split"], pa.array(config.also, pa.string())), pc.invert(is_known)))
+    schema = schemas.VIDEOS.append(pa.field("rank", pa.int64()))
+    videos = pa.concat_tables([schemas.conform(one, schema) for one in (chosen, more)])
+    rows = videos.select(["uri", "dataset", "video_id"]).to_pylist()
+    paths = [relative_path(row["uri"], row["dataset"], row["video_id"]) for row in rows]
+    groups = [public_group(group_id) for group_id in videos["group_id"].to_pylist()]
+    videos = videos.set_column(videos.column_names.index("group_id"), "group_id", pa.array(groups))
+    return videos.append_column("path", pa.array(paths))
+
+
+def _digest_sources(config: Config, location: str, videos: pa.Table) -> pa.Table:
+    """SOURCES of those videos that can be read; digests what an earlier run did not."""
+    with tables.sole_writer(location) as claim:
+        tables.read_ledger(location, LEDGER, lambda line: print(line, file=sys.stderr))
+        tables.drop_failed(location, LEDGER)
+        ledger = tables.read_ledger(location, LEDGER, lambda line: print(line, file=sys.stderr))
+        pending = videos.filter(pc.invert(pc.is_in(videos["video_id"], ledger["video_id"])))
+        with Progress("share: digest", len(pending), unit="videos") as progress:
+            blocks = in_blocks(pending.select(["video_id", "uri"]))
+            for written in on_all_cpus(blocks, partial(digest_stage, claim=claim), config.budget.max_nodes):
+                progress.advance(len(written))
+        claim.check()
+        num_rows = len(ledger) + len(pending)
+        tables.write_info(location, LEDGER, num_rows=num_rows)
+    sources = tables.read_table(location, "share")
+    is_wanted = pc.is_in(sources["video_id"], value_set=videos["video_id"].combine_chunks())
+    return sources.filter(pc.and_(is_wanted, pc.equal(sources["status"], "ok")))
+
+
+def digest_stage(videos: pa.Table, claim: tables.Claim) -> pa.Table:
+    """Rows of `videos` -> as many of `sources`, written as a part; gives their video_id."""
+    from raydistal.sharing.sources import file_digest, with_copy
+
+    rows = []
+    for video in videos.to_pylist():
+        row = {"video_id": video["video_id"], "status": "ok"}
+        try:
+            row["num_bytes"], row["sha256"] = with_copy(video["uri"], file_digest)
+        except MissingError as failure:
+            row |= {"status": failure.status, "error": str(failure)}
+        rows.append(row)
+    claim.check()
+    tables.write_part(claim.location, pa.Table.from_pylist(rows, schemas.SOURCES), LEDGER)
+    return videos.select(["video_id"])
+
+
+def _with_faces(config: Config, videos: pa.Table, faces: str, size_px: int) -> pa.Table:
+    """SHARED of `videos`, which lack only what `faces` tells."""
+    blocks = by_parts(videos.select(["video_id", "part"]), num_cpus())
+    stage = partial(faces_stage, faces=faces, size_px=size_px)
+    told = []
+    with Progress("share: faces", len(videos), unit="videos") as progress:
+        for rows in on_all_cpus(blocks, stage, config.budget.max_nodes):
+            told.append(rows)
+            progress.advance(len(rows))
+    found = pa.concat_tables(told)
+    at = pc.index_in(videos["video_id"], value_set=found["video_id"])
+    for name in found.column_names[1:]:
+        videos = videos.append_column(name, found[name].take(at))
+    return schemas.conform(videos, schemas.SHARED)
+
+
+def faces_stage(videos: pa.Table, faces: str, size_px: int) -> Iterator[pa.Table]:
+    """Rows with video_id and part -> what SHARED takes of their faces."""
+    from raydistal.sharing.sources import crop_digest
+
+    names = ["status", "num_frames_seen", "frame_index", "pts_s", "box_xyxy_px", "detection_score"]
+    schema = pa.schema([schemas.SHARED.field(name) for name in ("video_id", *names, "crop_sha256")])
+    for name in pc.unique(videos["part"]).to_pylist():
+        wanted = videos.filter(pc.equal(videos["part"], name))["video_id"].combine_chunks()
+        filesystem, path = storage.resolve(storage.join(faces, name))
+        with pq.ParquetFile(path, filesystem=filesystem) as part:
+            for batch in part.iter_batches(VIDEOS_PER_READ, columns=["video_id", *names, "crop"]):
+                rows = batch.filter(pc.is_in(batch["video_id"], value_set=wanted))
+                digests = [[crop_digest(crop, size_px) for crop in crops or []] for crops in rows["crop"].to_pylist()]
+                rows = pa.Table.from_batches([rows]).drop_columns(["crop"])
+                yield schemas.conform(
+                    rows.append_column("crop_sha256", pa.array(digests, pa.list_(pa.string()))), schema
+                )

@@ -1,0 +1,327 @@
+"""What a folder holds and how far the job on it is: from its tables alone, while they are written and after.
+
+Needs no cluster and nothing of the job but its folder, so it answers when the job is dead, and on another machine.
+"""
+
+import json
+import pickle
+import re
+import time
+import zipfile
+from collections import Counter, OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from raydistal import storage, tables
+from raydistal.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+Told = dict[str, Any]
+
+WINDOW_S = 600  # that the rate is taken from
+NUM_REASONS = 5
+STALE_S = tables.BEAT_S * tables.BEATS_UNTIL_STALE
+DETECTOR, CHECKPOINT = "detector.json", "checkpoint.pt"
+WHOLE = ("ranking", "distilled", "metrics", "comparison", "generalisation")  # written in one go
+MANY = ("teaching", "scores")  # folders of tables that a job fills side by side
+POINT = ("set", "data", "prune", "alpha", "temperature", "kd_weight", "tau", "negatives", "bits", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """See how far a job is, by its folder alone: while it runs, and after."""
+
+    out: str
+    """The --out of a verb, local or s3://...: a run, a detector, a search, an evaluation, a comparison."""
+
+
+def run(config: Config) -> Told:
+    """Prints a table on stderr and returns what it says.
+
+    Raises:
+        UserError: the folder holds nothing of ours, or cannot be listed.
+    """
+    out = storage.absolute(config.out)
+    names = storage.list_files(out)
+    tops = {name.partition("/")[0] for name in names}
+    found: Told = {"location": out}
+    if writers := _writers(out, names):
+        found["writers"] = writers
+    if "videos" in tops:
+        found["videos"] = _videos(storage.join(out, "videos"))
+    if "faces" in tops:
+        is_alive = any(writer["alive"] for writer in writers if writer["table"] == "faces")
+        found["faces"] = _faces(storage.join(out, "faces"), found.get("videos", {}).get("num"), is_alive)
+    if "trials" in tops:
+        found["trials"] = _trials(storage.join(out, "trials"))
+    for name in MANY:
+        if begun := {path.split("/")[1] for path in names if path.startswith(f"{name}/") and path.count("/") == 2}:
+            complete = begun & {path.split("/")[1] for path in names if path.endswith(f"/{tables.INFO}")}
+            found[name] = {"begun": len(begun), "complete": len(complete)}
+    for name in WHOLE:
+        if name in tops and (info := tables.read_info(storage.join(out, name))):
+            found[name] = {"rows": info["num_rows"]}
+    if {DETECTOR, CHECKPOINT} & tops:
+        found["detector"] = _finished(out) if DETECTOR in tops else _under_way(out)
+    finished, begun = (
+        {name.rpartition("/")[0] for name in names if name.endswith(f"/{end}")} for end in (DETECTOR, CHECKPOINT)
+    )
+    if finished | begun:
+        found["detectors"] = {"finished": len(finished), "under_way": len(begun - finished)}
+    if len(found) == 1:
+        raise UserError(f"{config.out} holds nothing that raydistal wrote. Give what was --out of a verb.")
+    _print(found)
+    return found
+
+
+def _writers(out: str, names: list[str]) -> list[Told]:
+    """Who holds the folder or a table in it, and the time since the last sign of life."""
+    found = []
+    for name in names:
+        table, _, last = name.rpartition("/")
+        if last != tables.LOCK or "/" in table:
+            continue
+        filesystem, path = storage.resolve(storage.join(out, name))
+        try:
+            held = json.loads(storage.read_bytes(storage.join(out, name)))
+        except FileNotFoundError:  # given back in this moment
+            continue
+        silent_s = max(0.0, time.time() - (filesystem.get_file_info(path).mtime_ns or 0) * 1e-9)
+        told = {"table": table, "host": held["host"], "pid": held["pid"]}
+        found.append(told | {"silent_s": round(silent_s, 1), "alive": silent_s < STALE_S})
+    return found
+
+
+def _videos(location: str) -> Told:
+    videos = tables.read_table(location, "index", ["split", "label"])
+    counts = videos.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist()
+    names = {0: "real", 1: "fake", None: "unlabelled"}
+    splits: dict[str, dict[str, int]] = {}
+    for row in sorted(counts, key=lambda row: (row["split"], str(row["label"]))):
+        splits.setdefault(row["split"], {})[names[row["label"]]] = row["count_all"]
+    return {"num": len(videos), "splits": splits}
+
+
+def _faces(location: str, num_videos: int | None, is_alive: bool) -> Told:
+    """Counts, reasons of failures, and the rate of the last minutes before the last part."""
+    written_s = _written_s(location)
+    with ThreadPoolExecutor(tables.READERS) as pool:  # many small reads: the wait is the store's latency
+        parts = list(pool.map(partial(_read, location, columns=["status", "error", "frame_index"]), written_s))
+    read = [(at, part) for at, part in zip(written_s.values(), parts, strict=True) if part is not None]
+    told: Told = {
+        "done": sum(len(part) for _, part in read),
+        "videos": num_videos,
+        "unreadable": len(parts) - len(read),
+    }
+    told["complete"] = bool(tables.read_info(location))
+    if not read:
+        return told
+    rows = pa.concat_tables([part for _, part in read])
+    told["counts"] = tables.count_values(rows["status"])
+    told["faces"] = pc.sum(pc.list_value_length(rows["frame_index"])).as_py()
+    told["failures"] = _reasons(rows)
+    at_s, num = np.array([at for at, _ in read]), np.array([len(part) for _, part in read])
+    told["last_part_s"] = round(max(0.0, time.time() - float(at_s.max())), 1)
+    if rate := _rate(at_s, num):
+        told["videos_per_s"] = round(rate, 3)
+        if is_alive and num_videos is not None:
+            told["left_s"] = round(max(0, num_videos - told["done"]) / rate)
+    return told
+
+
+def _written_s(location: str) -> dict[str, float]:
+    """When each part of a table was written, in seconds since 1970 by the clock of the store."""
+    filesystem, path = storage.resolve(location)
+    names = tables.part_names(location)
+    if isinstance(filesystem, fs.LocalFileSystem):  # its selector stops at a file that vanishes
+        infos = filesystem.get_file_info([f"{path}/{name}" for name in names])
+    else:  # one request for a thousand of them
+        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    known = {info.base_name: info.mtime_ns * 1e-9 for info in infos if info.type == fs.FileType.File}
+    return {name: known[name] for name in names if name in known}
+
+
+def _read(location: str, name: str, columns: list[str] | None = None) -> pa.Table | None:
+    """Columns of a part; None if it has just been removed, or is not Parquet to its end."""
+    filesystem, path = storage.resolve(storage.join(location, name))
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as part:
+            return part.read(columns, use_threads=False).replace_schema_metadata(None)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+
+
+def _rate(at_s: Floats, num: npt.NDArray[np.int64]) -> float:
+    """Rows per second in the WINDOW_S before the last part; 0.0: they are too few to tell.
+
+    The first part of the window only says when it begins: how long its rows took is not known.
+    """
+    at_s, num = at_s[order := np.argsort(at_s)], num[order]
+    is_in = at_s >= at_s[-1] - WINDOW_S
+    span_s = float(at_s[is_in][-1] - at_s[is_in][0])
+    return float(num[is_in][1:].sum() / span_s) if span_s > 1 else 0.0
+
+
+def _reasons(rows: pa.Table) -> list[Told]:
+    """The most frequent errors, each told by its first one: they differ by paths, names and numbers."""
+    failed = rows.filter(pc.invert(pc.is_in(rows["status"], pa.array(tables.FINAL)))).select(["status", "error"])
+    counts: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], str] = {}
+    for row in failed.to_pylist():
+        kind = row["status"], re.sub(r"'[^']*'|\S*/\S*|\d+", "*", row["error"] or "")
+        counts[kind] += 1
+        first.setdefault(kind, row["error"] or "")
+    return [{"num": num, "status": kind[0], "error": first[kind]} for kind, num in counts.most_common(NUM_REASONS)]
+
+
+def _trials(location: str) -> Told:
+    """Of a search: a row is there when its trial has ended."""
+    parts = [_read(location, name) for name in tables.part_names(location)]
+    rows = [row for part in parts if part is not None for row in part.to_pylist()]
+    told: Told = {"done": len(rows), "complete": bool(tables.read_info(location))}
+    told["counts"] = tables.count_values([row["status"] for row in rows]) if rows else {}
+    if ok := [row for row in rows if row["status"] == "ok" and row["accuracy"] is not None]:
+        best = max(ok, key=lambda row: (row["accuracy"], -row["size_mb"]))
+        names = ("trial", "accuracy", "auc", "size_mb", "num_params")
+        point = {name: best[name] for name in POINT if best[name] is not None}
+        told["best"] = {name: best[name] for name in names} | {"point": point}
+    return told
+
+
+def _finished(location: str) -> Told:
+    about = json.loads(storage.read_bytes(storage.join(location, DETECTOR)))
+    told: Told = {"finished": True, "architecture": about["architecture"], "num_params": about["num_params"]}
+    told["technique"] = about.get("technique")
+    if history := about.get("history"):
+        told |= {"epochs": len(history)} | _measured(history[about["best_epoch"]])
+    return told
+
+
+def _under_way(location: str) -> Told:
+    """What its checkpoint says, without its weights: a few small reads of a large file."""
+    filesystem, path = storage.resolve(storage.join(location, CHECKPOINT))
+    with filesystem.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        with archive.open(name) as content:
+            state = _Skim(content).load()
+    told: Told = {"finished": False, "architecture": state["settings"]["architecture"]}
+    told |= {"epoch": state["epoch"], "epochs": state["settings"]["epochs"]}
+    return told | (_measured(state["history"][-1]) if state["history"] else {})
+
+
+def _measured(row: Told) -> Told:
+    return {name: row.get(name) for name in ("train_loss", "val_loss", "val_accuracy", "val_auc")}
+
+
+class _Skim(pickle.Unpickler):
+    """What torch.save wrote, with None for its tensors. Runs nothing that the file names."""
+
+    def find_class(self, _module: str, name: str) -> Any:
+        return OrderedDict if name == "OrderedDict" else lambda *_: None
+
+    def persistent_load(self, _pid: Any) -> None:
+        return None
+
+
+# --- the table
+
+
+def _print(found: Told) -> None:
+    """For 80 columns, on stderr."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title=escape(found["location"]), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, lines in _lines(found):
+        for number, line in enumerate(lines):
+            table.add_row("" if number else name, escape(line))
+    Console(stderr=True, highlight=False).print(table)
+
+
+def _lines(found: Told) -> list[tuple[str, list[str]]]:
+    """What is said of each thing that was found."""
+    said: list[tuple[str, list[str]]] = []
+    if videos := found.get("videos"):
+        splits = [
+            f"{split}: {', '.join(f'{num} {label}' for label, num in labels.items())}"
+            for split, labels in videos["splits"].items()
+        ]
+        said.append(("videos", [f"{videos['num']}", *splits]))
+    if faces := found.get("faces"):
+        said.append(("faces", _of_faces(faces)))
+    if trials := found.get("trials"):
+        said.append(("trials", _of_trials(trials)))
+    if detector := found.get("detector"):
+        said.append(("detector", [_of_detector(detector)]))
+    if detectors := found.get("detectors"):
+        said.append(("detectors", [f"{detectors['finished']} finished, {detectors['under_way']} under way"]))
+    for name in MANY:
+        if many := found.get(name):
+            said.append((name, [f"{many['complete']} of {many['begun']} tables complete"]))
+    said += [(name, [f"complete, {found[name]['rows']} rows"]) for name in WHOLE if name in found]
+    return [*said, *(("job", [_of_writer(writer)]) for writer in found.get("writers", []))]
+
+
+def _of_faces(faces: Told) -> list[str]:
+    of = "" if faces["videos"] is None else f" of {faces['videos']}"
+    lines = [f"{faces['done']}{of} videos done, {'complete' if faces['complete'] else 'not complete'}"]
+    if "counts" in faces:
+        counts = ", ".join(f"{num} {status}" for status, num in faces["counts"].items())
+        lines.append(f"{counts}; {faces['faces']} faces")
+    if "videos_per_s" in faces:
+        left = f", {_duration(faces['left_s'])} left" if "left_s" in faces else ""
+        last = f"the last part was written {_duration(faces['last_part_s'])} ago"
+        lines.append(f"{faces['videos_per_s']:.2f} videos/s{left}; {last}")
+    if faces["unreadable"]:
+        lines.append(f"{faces['unreadable']} parts cannot be read: the next run does their videos again")
+    return lines + [f"{reason['num']} x {reason['status']}: {reason['error']}" for reason in faces.get("failures", [])]
+
+
+def _of_trials(trials: Told) -> list[str]:
+    counts = ", ".join(f"{num} {status}" for status, num in trials["counts"].items())
+    lines = [
+        f"{trials['done']} ended{f' ({counts})' if counts else ''}, {'' if trials['complete'] else 'not '}complete"
+    ]
+    if best := trials.get("best"):
+        point = " ".join(f"{name}={value:g}" if name != "set" else str(value) for name, value in best["point"].items())
+        lines.append(f"best: accuracy {best['accuracy']:.3f}, {best['size_mb']:.2f} MB: {point}")
+    return lines
+
+
+def _of_detector(detector: Told) -> str:
+    if detector["finished"]:
+        told = f"{detector['architecture']}, finished ({detector['technique']}), {detector['num_params']} parameters"
+    else:
+        told = f"{detector['architecture']}, epoch {detector['epoch']} of at most {detector['epochs']} done"
+    measured = {"loss": detector.get("train_loss"), "val loss": detector.get("val_loss")}
+    measured |= {"accuracy": detector.get("val_accuracy"), "AUC": detector.get("val_auc")}
+    return ", ".join([told, *(f"{name} {value:.3f}" for name, value in measured.items() if value is not None)])
+
+
+def _of_writer(writer: Told) -> str:
+    who = f"process {writer['pid']} on {writer['host']}" + (f" ({writer['table']})" if writer["table"] else "")
+    if writer["alive"]:
+        return f"{who}: alive"
+    silent = _duration(writer["silent_s"])
+    return f"{who}: silent for {silent}. Killed, or cut off; the same command goes on with the rest"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length_s in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.1f} {unit}"
+    return f"{seconds:.0f} s"
