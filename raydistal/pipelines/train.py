@@ -8,6 +8,7 @@ goes on from its last finished epoch. Teachers look at the faces in each worker,
 filled before (raydistal teach).
 """
 
+import contextlib
 import copy
 import dataclasses
 import os
@@ -483,11 +484,15 @@ def _in_workers(job: Job) -> None:
     """Ray Train starts the workers, again when some are lost; what they tell comes through an actor."""
     import ray
     import ray.train
+    from ray.exceptions import RayError
     from ray.train.torch import TorchTrainer
 
+    controllers: list[Any] = []
+
     class Trainer(TorchTrainer):
-        def _register_sigint_handler(self, controller: object) -> None:
+        def _register_sigint_handler(self, controller: Any) -> None:
             """Else Ctrl-C is taken by Ray Train from here on, which ends this process as if it had succeeded."""
+            controllers.append(controller)
 
     compute = job.config.compute
     on_gpu = use_gpu(compute.device)
@@ -525,6 +530,10 @@ def _in_workers(job: Job) -> None:
         watcher.start()
         try:
             trainer.fit()
+        except KeyboardInterrupt:
+            with contextlib.suppress(RayError):  # it ends at that, and gives back what it asked the autoscaler for
+                ray.get([controller.abort.remote() for controller in controllers], timeout=5)
+            raise
         finally:
             stop.set()
             watcher.join()

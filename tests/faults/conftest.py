@@ -34,7 +34,7 @@ extract.VIDEOS_PER_PART = {videos_per_part}
 tables.BEAT_S = {beat_s}
 cli.main(sys.argv[1:])
 """
-LIMIT_S = int(os.environ.get("FAULTS_LIMIT_S", "120"))  # for a machine that does much else
+LIMIT_S = int(os.environ.get("FAULTS_LIMIT_S", "240"))  # for a machine that does much else
 TOKEN = secrets.token_hex(32)
 
 
