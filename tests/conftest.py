@@ -1,5 +1,6 @@
 """Clips made on the spot: no media file lies in the repository."""
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -14,6 +15,9 @@ from raydistal import schemas, tables
 from raydistal.faces import crop
 
 MILLISECOND = Fraction(1, 1000)
+
+# A shell that starts the tests in the background turns Ctrl-C off, also for the programs that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -201,12 +201,8 @@ def test_a_writer_that_is_killed_amid_an_upload_shows_nothing(s3, through):
 def test_an_interrupt_waits_for_the_end_of_an_upload(s3, through):
     """An upload whose stream is closed by an exception would be a file with nothing in it."""
     through(lambda method, _: signal.raise_signal(signal.SIGINT) if method == "PUT" else None)
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist turns it off
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            storage.write_bytes(f"{s3}/file", b"content")
-    finally:
-        signal.signal(signal.SIGINT, earlier)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_bytes(f"{s3}/file", b"content")
     assert storage.read_bytes(f"{s3}/file") == b"content"
 
 

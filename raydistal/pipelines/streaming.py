@@ -5,6 +5,7 @@ Also the stage that several have: from encoded to decoded crops.
 
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from raydistal.pipelines.telemetry import add_seconds, log_failure
 
 VIDEOS_PER_READ = 4  # encoded crops in memory; decoded ones leave video by video
 PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
-ONE_PER_NODE = "node:__internal_implicit_resource_raydistal"  # every node has 1 of what begins so; Ray Serve's trick
+ONE_PER_NODE = "node:__internal_implicit_resource_raydistal_"  # every node has 1 of what begins so; Ray Serve's trick
 ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, because a lost node takes one
 
 
@@ -64,7 +65,7 @@ def network_actors(num_workers: int, num_videos: int, growth: Growth) -> dict[st
         "max_task_retries": -1,  # tries fail by the moment until the loss of a node is noticed; max_restarts ends them
     }
     if not growth.on_gpu and not num_workers:
-        options["resources"] = {ONE_PER_NODE: 1}
+        options["resources"] = {ONE_PER_NODE + uuid.uuid4().hex: 1}  # of this stage: jobs share nodes
     if idle := [node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU")]:
         options["label_selector"] = {"ray.io/node-id": f"!in({','.join(idle)})"}  # a head that is not to work
     return options

@@ -10,6 +10,7 @@ from raydistal import progress
 from raydistal.errors import UserError
 from raydistal.pipelines import scaling
 from raydistal.pipelines.scaling import UNLIMITED, Budget, Growth, Stopped, within
+from raydistal.pipelines.streaming import network_actors
 
 HEAD, SMALL, LARGE, GPU = {"memory": 1.0}, {"CPU": 4.0}, {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
 
@@ -24,7 +25,7 @@ def nodes(monkeypatch):
     def total():
         return {name: sum(node.get(name, 0) for node in there) for name in ("CPU", "GPU")}
 
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in there])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": "x", "Resources": node} for node in there])
     monkeypatch.setattr(ray, "cluster_resources", total)
     return there
 
@@ -47,6 +48,14 @@ def test_cpus_are_asked_for_up_to_the_nodes_of_the_budget(nodes):
     nodes += [LARGE, LARGE]
     growth.look()
     assert growth.cpus_for(10**6) == 3 * 16 + 4
+
+
+def test_jobs_do_not_wait_for_the_actors_of_each_other(nodes):
+    """Of what keeps them one per node each stage has its own: another job's actor would hold it for hours."""
+    growth = grown(nodes, SMALL)
+    one, other = (network_actors(0, 100, growth)["resources"] for _ in range(2))
+    assert list(one.values()) == list(other.values()) == [1]
+    assert one.keys() != other.keys()
 
 
 def test_some_of_the_nodes_of_the_budget_are_for_gpus(nodes):
