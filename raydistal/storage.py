@@ -9,16 +9,21 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
 from raydistal.errors import UserError
+
+ATTEMPTS = 4  # to read a video
+Made = TypeVar("Made")
 
 
 def is_uri(location: str) -> bool:
@@ -183,6 +188,24 @@ def sizes(location: str, names: Sequence[str]) -> list[int]:
 def _unless_absent(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
+
+
+def with_copy(location: str, use: Callable[[str], Made]) -> Made:
+    """use(path of a local copy), tried some times: a store that is busy for a moment must not cost a video.
+
+    Raises:
+        OSError: it cannot be read; at once if it is not there.
+        UserError: as `resolve`.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            with local_copy(location) as path:
+                return use(path)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(2**attempt)
+    raise AssertionError("unreachable")
 
 
 @contextmanager

@@ -160,12 +160,13 @@ def _existing_parts(location: str, made_by: str) -> list[str]:
 def read_parts(location: str, names: Iterable[str], columns: list[str] | None = None) -> list[pa.Table]:
     """Each of these parts of a table, or some of its columns."""
     names = list(names)
-    read = partial(_read_part, location, columns=columns, use_threads=len(names) == 1)
+    read = partial(read_part, location, columns=columns, use_threads=len(names) == 1)
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(read, names))
 
 
-def _read_part(location: str, name: str, columns: list[str] | None = None, use_threads: bool = False) -> pa.Table:
+def read_part(location: str, name: str, columns: list[str] | None = None, use_threads: bool = False) -> pa.Table:
+    """A part of a table, or some of its columns. Raises FileNotFoundError, or ArrowInvalid if it is cut off."""
     filesystem, path = storage.resolve(storage.join(location, name))
     # pq.read_table takes twice the time of this, of which there is some for each of 100,000 parts.
     with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as part:
@@ -203,7 +204,7 @@ def read_ledger(location: str, config: Config, warn: Callable[[str], None]) -> p
 
     def read(name: str) -> tuple[str, pa.Table] | None:
         try:
-            return name, _read_part(location, name, ["video_id", "status"])
+            return name, read_part(location, name, ["video_id", "status"])
         except pa.ArrowInvalid as error:  # not Parquet to the end; a store that fails raises OSError and stops the job
             warn(f"removed an unreadable part, its videos are done again: {name} ({error})")
             storage.delete(storage.join(location, name))
@@ -240,7 +241,7 @@ def drop_failed(location: str, config: Config) -> int:
         if not (num := pc.sum(pc.invert(pc.is_in(statuses["status"], final))).as_py()):
             continue  # not read whole: its crops are megabytes
         num_dropped += num
-        table, part = _read_part(location, name), storage.join(location, name)
+        table, part = read_part(location, name), storage.join(location, name)
         keep = table.filter(pc.is_in(table["status"], final))
         if keep.num_rows:
             storage.write_bytes(part, to_parquet(keep, config))

@@ -23,12 +23,12 @@ from raydistal.errors import DecodeError, UserError, VideoError
 from raydistal.faces import crop, look
 from raydistal.faces.equalize import Equalizer
 from raydistal.pipelines.scaling import Budget, Growth, demand
-from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, network_actors, start_torch, use_gpu
+from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, in_blocks, network_actors, start_torch, use_gpu
 from raydistal.pipelines.telemetry import add_seconds, log_failure, measured
 from raydistal.progress import Progress
 from raydistal.schemas import conform, faces_schema, list_column
 from raydistal.video.sampling import Sampling
-from raydistal.video.sandbox import Sandbox
+from raydistal.video.sandbox import Sandbox, kept
 
 if TYPE_CHECKING:
     import ray
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 VIDEOS_PER_PART = 8  # what a crash can lose at most, per actor; some 80 faces fill a GPU, 8 MB with PNG crops
 COUNTED = ("num_frames_seen", "num_faces", "look_s", "feature_s")  # summed up over all rows
-MAX_TASKS = 20_000  # the driver holds a reference to each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,15 +189,12 @@ def _stream(
 
     growth = Growth(config.budget.max_nodes, use_gpu(config.device))
     bound_queues(growth)
-    # Enough tasks to keep all CPUs busy to the end, not so many that starting them costs.
-    num_cpus = growth.cpus_for(len(pending))
-    videos_per_task = max(1, min(8, len(pending) // (8 * num_cpus)), len(pending) // MAX_TASKS)
     features = config.features
     columns = pending.select(["video_id", "uri", "label"])
     weights = ray.put(state)  # read once, handed to every actor by the object store
     dataset = (
         # from_arrow would run a task for each of them first, and the cluster grow for these.
-        ray.data.from_blocks([columns[row : row + videos_per_task] for row in range(0, len(pending), videos_per_task)])
+        ray.data.from_blocks(in_blocks(columns, growth.cpus_for(len(pending))))
         .map_batches(
             partial(look_stage, config=config),
             batch_format="pyarrow",
@@ -233,25 +229,18 @@ def look_stage(videos: pa.Table, config: Config) -> Iterator[pa.Table]:
         yield found.append_column("look_s", pa.array([look_s]))
 
 
-_sandbox: Sandbox | None = None  # one child per Ray worker, kept from task to task
+def sandbox(config: Config) -> Sandbox:
+    """Where this process decodes."""
+    return kept("raydistal.faces.look:look", memory_bytes=config.memory_mib << 20, timeout_s=config.timeout_s)
 
 
 def _look(video: dict[str, Any], config: Config) -> pa.Table:
-    global _sandbox
-    memory_bytes = config.memory_mib << 20
-    if _sandbox is None or (_sandbox.memory_bytes, _sandbox.timeout_s) != (memory_bytes, config.timeout_s):
-        _sandbox = Sandbox("raydistal.faces.look:look", memory_bytes=memory_bytes, timeout_s=config.timeout_s)
     sample = (video["label"] == 1 and config.sample_fake) or config.sample
-    for attempt in range(ATTEMPTS):
-        try:
-            with storage.local_copy(video["uri"]) as path:
-                arguments = dataclasses.asdict(config.faces)
-                return _sandbox.call(path=path, video_id=video["video_id"], sample=sample, **arguments)
-        except (OSError, UserError) as error:
-            if isinstance(error, FileNotFoundError | UserError) or attempt == ATTEMPTS - 1:
-                raise DecodeError(f"cannot be read: {error}") from error
-            time.sleep(2**attempt)  # a store that is busy for a moment must not cost the video
-    raise AssertionError("unreachable")
+    arguments = {"video_id": video["video_id"], "sample": sample, **dataclasses.asdict(config.faces)}
+    try:
+        return storage.with_copy(video["uri"], lambda path: sandbox(config).call(path=path, **arguments))
+    except (OSError, UserError) as error:
+        raise DecodeError(f"cannot be read: {error}") from error
 
 
 @measured("extract", "features")

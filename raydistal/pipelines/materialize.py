@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError, VideoError
 from raydistal.pipelines.scaling import Budget
-from raydistal.pipelines.streaming import in_blocks, on_all_cpus
+from raydistal.pipelines.streaming import in_blocks, num_cpus, on_all_cpus
 from raydistal.progress import Progress
-from raydistal.video.sandbox import Sandbox
+from raydistal.video.sandbox import kept
 
 if TYPE_CHECKING:
     from raydistal.sharing.manifest import Shared
@@ -81,7 +81,7 @@ def run(config: Config) -> dict[str, Any]:
         statuses = Counter(done["status"].to_pylist())
         stage = partial(rebuild_stage, config=config, settings=settings, claim=claim)
         with Progress("materialize", len(pending), unit="videos") as progress:
-            for written in on_all_cpus(in_blocks(pending), stage, config.budget.max_nodes):
+            for written in on_all_cpus(in_blocks(pending, num_cpus()), stage, config.budget.max_nodes):
                 statuses.update(written["status"].to_pylist())
                 failed = statuses["missing"] + statuses["other_file"]
                 progress.advance(len(written), f"{failed} missing or other files" if failed else "")
@@ -105,7 +105,7 @@ def _locate(config: Config, pending: pa.Table) -> list[str]:
     digests: dict[str, str] = {}
     if unknown:
         stage = partial(digest_stage, folder=storage.absolute(config.videos))
-        blocks = in_blocks(pa.table({"path": unknown}))
+        blocks = in_blocks(pa.table({"path": unknown}), num_cpus())
         with Progress("materialize: look for renamed files", len(unknown), unit="files") as progress:
             for found in on_all_cpus(blocks, stage, config.budget.max_nodes):
                 digests |= dict(zip(found["path"].to_pylist(), found["sha256"].to_pylist(), strict=True))
@@ -156,17 +156,11 @@ def rebuild_stage(rows: pa.Table, config: Config, settings: dict[str, Any], clai
     return faces.select(["video_id", "status"])
 
 
-_sandbox: Sandbox | None = None  # one child per Ray worker, kept from task to task
-
-
 def _rebuild(row: dict[str, Any], config: Config, settings: dict[str, Any]) -> pa.Table:
     from raydistal.sharing.sources import check, with_copy
 
-    global _sandbox
-    memory_bytes = config.memory_mib << 20
-    if _sandbox is None or (_sandbox.memory_bytes, _sandbox.timeout_s) != (memory_bytes, config.timeout_s):
-        _sandbox = Sandbox("raydistal.sharing.rebuild:rebuild", memory_bytes=memory_bytes, timeout_s=config.timeout_s)
-    sandbox = _sandbox
+    limits: dict[str, Any] = {"memory_bytes": config.memory_mib << 20, "timeout_s": config.timeout_s}
+    sandbox = kept("raydistal.sharing.rebuild:rebuild", **limits)
 
     def use(path: str) -> pa.Table:
         check(path, row["num_bytes"], row["sha256"])

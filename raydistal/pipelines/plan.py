@@ -206,23 +206,23 @@ def look(videos: pa.Table, config: extract.Config, num_kept: int) -> tuple[pa.Ta
     list(extract.look_stage(videos[:1], config))
     looked: list[dict[str, Any]] = []
     kept: list[pa.Table] = []
-    before_s = _cpu_s()
+    before_s = _cpu_s(config)
     for row in extract.look_stage(videos, config):
-        cpu_s = max(0.0, _cpu_s() - before_s)  # a child that died took its count with it
+        cpu_s = max(0.0, _cpu_s(config) - before_s)  # a child that died took its count with it
         num_faces = len(row["frame_index"][0])
         told = {"look_s": row["look_s"][0].as_py(), "cpu_s": cpu_s, "status": row["status"][0].as_py()}
         looked.append(told | {"num_faces": num_faces})
         kept += [row] if len(kept) < num_kept else []
-        before_s = _cpu_s()
+        before_s = _cpu_s(config)
     return pa.Table.from_pylist(looked), pa.concat_tables(kept)
 
 
-def _cpu_s() -> float:
+def _cpu_s(config: extract.Config) -> float:
     """CPU seconds of this process and of the one that decodes for it; without Linux, of this one alone."""
-    child = extract._sandbox._child if extract._sandbox else None
-    if child is None or sys.platform != "linux":
+    pid = extract.sandbox(config).pid
+    if pid is None or sys.platform != "linux":
         return time.process_time()
-    return time.process_time() + time.clock_gettime((~child.pid << 3) | 2)  # as clock_getcpuclockid(3) says
+    return time.process_time() + time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) says
 
 
 def _actor() -> type:

@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import MissingError, UserError
 from raydistal.pipelines.scaling import Budget
-from raydistal.pipelines.streaming import by_parts, in_blocks, num_cpus, on_all_cpus, parts_of
+from raydistal.pipelines.streaming import by_batches, by_parts, in_blocks, num_cpus, on_all_cpus, parts_of
 from raydistal.progress import Progress
 
 VIDEOS_PER_READ = 16
@@ -117,7 +116,7 @@ def _digest_sources(config: Config, location: str, videos: pa.Table) -> pa.Table
         ledger = tables.read_ledger(location, LEDGER, lambda line: print(line, file=sys.stderr))
         pending = videos.filter(pc.invert(pc.is_in(videos["video_id"], ledger["video_id"])))
         with Progress("share: digest", len(pending), unit="videos") as progress:
-            blocks = in_blocks(pending.select(["video_id", "uri"]))
+            blocks = in_blocks(pending.select(["video_id", "uri"]), num_cpus())
             for written in on_all_cpus(blocks, partial(digest_stage, claim=claim), config.budget.max_nodes):
                 progress.advance(len(written))
         claim.check()
@@ -167,14 +166,7 @@ def faces_stage(videos: pa.Table, faces: str, size_px: int) -> Iterator[pa.Table
 
     names = ["status", "num_frames_seen", "frame_index", "pts_s", "box_xyxy_px", "detection_score"]
     schema = pa.schema([schemas.SHARED.field(name) for name in ("video_id", *names, "crop_sha256")])
-    for name in pc.unique(videos["part"]).to_pylist():
-        wanted = videos.filter(pc.equal(videos["part"], name))["video_id"].combine_chunks()
-        filesystem, path = storage.resolve(storage.join(faces, name))
-        with pq.ParquetFile(path, filesystem=filesystem) as part:
-            for batch in part.iter_batches(VIDEOS_PER_READ, columns=["video_id", *names, "crop"]):
-                rows = batch.filter(pc.is_in(batch["video_id"], value_set=wanted))
-                digests = [[crop_digest(crop, size_px) for crop in crops or []] for crops in rows["crop"].to_pylist()]
-                rows = pa.Table.from_batches([rows]).drop_columns(["crop"])
-                yield schemas.conform(
-                    rows.append_column("crop_sha256", pa.array(digests, pa.list_(pa.string()))), schema
-                )
+    for _, rows in by_batches(videos, faces, ["video_id", *names, "crop"], VIDEOS_PER_READ):
+        digests = [[crop_digest(crop, size_px) for crop in crops or []] for crops in rows["crop"].to_pylist()]
+        told = pa.Table.from_batches([rows]).drop_columns(["crop"])
+        yield schemas.conform(told.append_column("crop_sha256", pa.array(digests, pa.list_(pa.string()))), schema)

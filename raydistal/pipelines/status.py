@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from raydistal import storage, tables
@@ -152,10 +151,8 @@ def _written_s(location: str) -> dict[str, float]:
 
 def _read(location: str, name: str, columns: list[str] | None = None) -> pa.Table | None:
     """Columns of a part; None if it has just been removed, or is not Parquet to its end."""
-    filesystem, path = storage.resolve(storage.join(location, name))
     try:
-        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as part:
-            return part.read(columns, use_threads=False).replace_schema_metadata(None)
+        return tables.read_part(location, name, columns).replace_schema_metadata(None)
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
 

@@ -141,7 +141,7 @@ def start_torch() -> str:
     return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
-ROWS_PER_TASK = 8  # what a crash can lose at most
+ROWS_PER_TASK = 8  # few, so that all CPUs are busy to the end
 MAX_TASKS = 20_000  # the driver holds a reference to each
 
 
@@ -171,9 +171,9 @@ def on_all_cpus(blocks: list[pa.Table], stage: Callable[[pa.Table], Any], max_no
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def in_blocks(rows: pa.Table) -> list[pa.Table]:
+def in_blocks(rows: pa.Table, num_cpus: int) -> list[pa.Table]:
     """`rows` in blocks that keep all CPUs busy to the end, not so many that starting their tasks costs."""
-    num = max(1, min(ROWS_PER_TASK, len(rows) // (8 * num_cpus())), len(rows) // MAX_TASKS)
+    num = max(1, min(ROWS_PER_TASK, len(rows) // (8 * num_cpus)), len(rows) // MAX_TASKS)
     return [rows[start : start + num] for start in range(0, len(rows), num)]
 
 
@@ -196,6 +196,26 @@ def by_parts(videos: pa.Table, num_cpus: int) -> list[pa.Table]:
     return [videos[start:stop] for start, stop in zip(starts, [*starts[1:], len(videos)], strict=True)]
 
 
+def by_batches(
+    rows: pa.Table, location: str, columns: list[str], num_at_once: int
+) -> Iterator[tuple[pa.Table, pa.RecordBatch]]:
+    """Part by part of those that `rows` (video_id, part and others) names: `rows` of that part, and some of its rows.
+
+    Args:
+        rows: which videos.
+        location: of the table.
+        columns: of the table; video_id among them.
+        num_at_once: rows that are read together; what is not asked for is left out.
+    """
+    for name in pc.unique(rows["part"]).to_pylist():
+        of_part = rows.filter(pc.equal(rows["part"], name))
+        wanted = of_part["video_id"].combine_chunks()
+        filesystem, path = storage.resolve(storage.join(location, name))
+        with pq.ParquetFile(path, filesystem=filesystem) as part:
+            for batch in part.iter_batches(num_at_once, columns=columns):
+                yield of_part, batch.filter(pc.is_in(batch["video_id"], value_set=wanted))
+
+
 def decode_stage(videos: pa.Table, faces: str, sizes_px: Sequence[int], verb: str) -> Iterator[pa.Table]:
     """Rows of `videos` (video_id, part and others) -> the same rows with status, frame_index and crops, without part.
 
@@ -205,28 +225,23 @@ def decode_stage(videos: pa.Table, faces: str, sizes_px: Sequence[int], verb: st
     """
     from raydistal.detector.scoring import decode_crops
 
-    for name in pc.unique(videos["part"]).to_pylist():
-        of_part = videos.filter(pc.equal(videos["part"], name)).drop_columns(["part"])
-        filesystem, path = storage.resolve(storage.join(faces, name))
-        with pq.ParquetFile(path, filesystem=filesystem) as part:
-            columns = ["video_id", "status", "frame_index", "crop"]
-            for batch in part.iter_batches(VIDEOS_PER_READ, columns=columns):
-                wanted = pc.is_in(batch["video_id"], of_part["video_id"].combine_chunks())
-                for found in batch.filter(wanted).to_pylist():
-                    began = time.monotonic()
-                    crops, places = decode_crops(found["crop"] or [], sizes_px)
-                    add_seconds(verb, "decode", time.monotonic() - began)
-                    status = "decode_error" if found["status"] == "ok" and not places else found["status"]
-                    if status != found["status"]:
-                        log_failure(verb, found["video_id"], status, "none of its crops is an image")
-                    frame_index = np.array(found["frame_index"], np.int32)[places]
-                    row = of_part.filter(pc.equal(of_part["video_id"], found["video_id"]))
-                    row = row.append_column("status", pa.array([status]))
-                    row = row.append_column("frame_index", schemas.list_column(frame_index, [len(places)]))
-                    for size_px, crops_NHWC in crops.items():
-                        pixels_NP = crops_NHWC.reshape(len(places), 3 * size_px**2)
-                        row = row.append_column(f"pixels_{size_px}", schemas.list_column(pixels_NP, [len(places)]))
-                    yield row
+    columns = ["video_id", "status", "frame_index", "crop"]
+    for of_part, batch in by_batches(videos, faces, columns, VIDEOS_PER_READ):
+        for found in batch.to_pylist():
+            began = time.monotonic()
+            crops, places = decode_crops(found["crop"] or [], sizes_px)
+            add_seconds(verb, "decode", time.monotonic() - began)
+            status = "decode_error" if found["status"] == "ok" and not places else found["status"]
+            if status != found["status"]:
+                log_failure(verb, found["video_id"], status, "none of its crops is an image")
+            frame_index = np.array(found["frame_index"], np.int32)[places]
+            row = of_part.drop_columns(["part"]).filter(pc.equal(of_part["video_id"], found["video_id"]))
+            row = row.append_column("status", pa.array([status]))
+            row = row.append_column("frame_index", schemas.list_column(frame_index, [len(places)]))
+            for size_px, crops_NHWC in crops.items():
+                pixels_NP = crops_NHWC.reshape(len(places), 3 * size_px**2)
+                row = row.append_column(f"pixels_{size_px}", schemas.list_column(pixels_NP, [len(places)]))
+            yield row
 
 
 def crops_of(pixels: pa.ChunkedArray, size_px: int) -> npt.NDArray[np.uint8]:

@@ -9,10 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
-from raydistal.pipelines.streaming import by_parts, num_cpus, on_all_cpus, parts_of
+from raydistal.pipelines.streaming import by_batches, by_parts, num_cpus, on_all_cpus, parts_of
 from raydistal.progress import Progress
 
 VIDEOS_PER_READ = 16
@@ -73,14 +72,9 @@ def run(config: Config) -> dict[str, Any]:
 def verify_stage(rows: pa.Table, faces: str, size_px: int) -> Iterator[pa.Table]:
     """Rows of a shared set with `part` and `differing` -> as many of VERIFICATION."""
     columns = ["video_id", "status", "error", "frame_index", "pts_s", "box_xyxy_px", "detection_score", "crop"]
-    for name in pc.unique(rows["part"]).to_pylist():
-        of_part = rows.filter(pc.equal(rows["part"], name))
-        filesystem, path = storage.resolve(storage.join(faces, name))
-        with pq.ParquetFile(path, filesystem=filesystem) as part:
-            for batch in part.iter_batches(VIDEOS_PER_READ, columns=columns):
-                found = {row["video_id"]: row for row in batch.to_pylist()}
-                wanted = pc.is_in(of_part["video_id"], value_set=batch["video_id"])
-                yield _verdicts(of_part.filter(wanted), found, size_px)
+    for of_part, batch in by_batches(rows, faces, columns, VIDEOS_PER_READ):
+        found = {row["video_id"]: row for row in batch.to_pylist()}
+        yield _verdicts(of_part.filter(pc.is_in(of_part["video_id"], value_set=batch["video_id"])), found, size_px)
 
 
 def _verdicts(rows: pa.Table, faces: dict[str, dict[str, Any]], size_px: int) -> pa.Table:

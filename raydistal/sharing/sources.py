@@ -1,9 +1,7 @@
 """The files that a shared set was taken from: their content, and where a receiver's copy has them."""
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +11,7 @@ from pyarrow import fs
 from raydistal import storage
 from raydistal.errors import MissingError, OtherFileError, UserError
 from raydistal.faces import crop
-
-ATTEMPTS = 4  # a store that is busy for a moment must not cost the video
-Made = TypeVar("Made")
+from raydistal.storage import Made
 
 
 def file_digest(path: str) -> tuple[int, str]:
@@ -40,15 +36,10 @@ def with_copy(uri: str, use: Callable[[str], Made]) -> Made:
         MissingError: the file is not there or cannot be read, after some tries.
         VideoError: as `use` raises it.
     """
-    for attempt in range(ATTEMPTS):
-        try:
-            with storage.local_copy(uri) as path:
-                return use(path)
-        except (OSError, UserError) as error:
-            if isinstance(error, FileNotFoundError | UserError) or attempt == ATTEMPTS - 1:
-                raise MissingError(f"cannot be read: {error}") from error
-            time.sleep(2**attempt)
-    raise AssertionError("unreachable")
+    try:
+        return storage.with_copy(uri, use)
+    except (OSError, UserError) as error:
+        raise MissingError(f"cannot be read: {error}") from error
 
 
 def check(path: str, num_bytes: int, sha256: str) -> None:

@@ -43,6 +43,11 @@ class Sandbox:
         self.target, self.memory_bytes, self.timeout_s = target, memory_bytes, timeout_s
         self._child: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the child, while there is one."""
+        return self._child.pid if self._child else None
+
     def call(self, **arguments: Any) -> pa.Table:
         """The function's table.
 
@@ -114,6 +119,17 @@ class Sandbox:
                 raise EOFError
             content += chunk
         return bytes(content)
+
+
+_kept: Sandbox | None = None
+
+
+def kept(target: str, *, memory_bytes: int, timeout_s: float) -> Sandbox:
+    """A `Sandbox` that this process keeps from call to call; another one if other things are asked of it."""
+    global _kept
+    if _kept is None or (_kept.target, _kept.memory_bytes, _kept.timeout_s) != (target, memory_bytes, timeout_s):
+        _kept = Sandbox(target, memory_bytes=memory_bytes, timeout_s=timeout_s)
+    return _kept
 
 
 def serve(target: str, memory_bytes: int, parent_pid: int) -> None:
