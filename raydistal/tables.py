@@ -34,6 +34,7 @@ Config = Mapping[str, Any]
 INFO = "_table.json"
 LOCK = "_lock.json"
 MERGES = "_merges.json"  # of `raydistal compact` while it works: {merged part: [those that it is made of]}
+OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that do not touch its crops
 FINAL = ("ok", "no_face")  # statuses that another try would not change
 READERS = 32  # of small files at once: the wait is the store's latency
 PARTS_AT_ONCE = 1024  # some columns of them, in memory
@@ -186,6 +187,11 @@ def faces_info(run: str, with_crops: bool = False) -> dict[str, Any]:
     if with_crops and info["config"]["crops"] == "none":
         raise UserError(f"{location} keeps no crops. Run: raydistal extract --crops png with another --out")
     return info
+
+
+def crop_settings(info: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings of a faces table (`faces_info`): those that decide which crops it holds."""
+    return {name: value for name, value in info["config"].items() if name not in OF_FEATURES}
 
 
 def read_ledger(location: str, config: Config, warn: Callable[[str], None]) -> pa.Table:

@@ -99,6 +99,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
+FACES = {"sample": "even:6", "sample_fake": "even:6", "detector": "none", "scale_factor": 1.2, "min_neighbors": 5}
+FACES |= {"min_face": 0.1, "margin": 0.3, "size_px": 40, "crops": "png"}  # how a faces table was made
 SPLITS = ("train",) * 8 + ("val",) * 3 + ("test",) * 3
 
 
@@ -135,8 +137,8 @@ def write_faces(
     schema = schemas.faces_schema(2)
     for start in range(0, len(faces), videos_per_part):
         part = pa.Table.from_pylist(faces[start : start + videos_per_part], schema)
-        tables.write_part(f"{run}/faces", part, {"crops": crops})
-    tables.write_info(f"{run}/faces", {"crops": crops, "size_px": size_px}, num_rows=len(faces), counts={})
+        tables.write_part(f"{run}/faces", part, FACES | {"crops": crops, "size_px": size_px})
+    tables.write_info(f"{run}/faces", FACES | {"crops": crops, "size_px": size_px}, num_rows=len(faces), counts={})
 
 
 @pytest.fixture(scope="session")
@@ -167,6 +169,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
         loss.backward()
         optimizer.step()
     data = {"location": str(folder / "run"), "dataset": ["made up"], "synthetic": True, "methods": ["swap", "talk"]}
+    data["faces"] = FACES
     about = {
         "technique": "train",
         "parent": None,

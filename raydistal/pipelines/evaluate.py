@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 VIDEOS_PER_PART = 16  # what a crash can lose at most, per actor; 512 faces of 299 pixels are 140 MB
 NUM_WORST = 12  # mistakes kept for the report, per detector and run
 NUM_NAMED = 3  # offenders in a message
-OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that do not touch its crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,7 +389,7 @@ def _about_data(config: Config, data: Data) -> dict[str, Any]:
 
 def _protocol_id(config: Config, data: Data) -> str:
     """The same for two numbers only if they were measured in the same way on the same videos."""
-    return _digest(_faces_settings(data), data.digest, config.split, config.aggregate, config.no_face)[:8]
+    return _digest(tables.crop_settings(data.faces), data.digest, config.split, config.aggregate, config.no_face)[:8]
 
 
 def _protocol(config: Config, datasets: list[Data]) -> dict[str, str]:
@@ -398,7 +397,7 @@ def _protocol(config: Config, datasets: list[Data]) -> dict[str, str]:
     ids = [_protocol_id(config, data) for data in datasets]
     faces = []
     for data in datasets:
-        told = ", ".join(f"{name} {value}" for name, value in sorted(_faces_settings(data).items()))
+        told = ", ".join(f"{name} {value}" for name, value in sorted(tables.crop_settings(data.faces).items()))
         faces.append(f"Faces of {data.name}: {told}.")
     no_face = {
         "unsure": "A video without a usable face counts with the probability 0.5, and as an error where it is decided.",
@@ -411,10 +410,6 @@ def _protocol(config: Config, datasets: list[Data]) -> dict[str, str]:
         f"Intervals: 95 %, {config.bootstrap} resamples of whole groups, the same for all detectors."
     )
     return {"id": ids[0] if len(ids) == 1 else _digest(sorted(ids))[:8], "text": text}
-
-
-def _faces_settings(data: Data) -> dict[str, Any]:
-    return {name: value for name, value in data.faces["config"].items() if name not in OF_FEATURES}
 
 
 def _digest(*parts: Any) -> str:

@@ -664,6 +664,7 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
             "dataset": datasets,
             "methods": sorted(set(job.train["method"].to_pylist()) - {None}),
             "synthetic": schemas.SYNTHETIC in datasets,
+            "faces": tables.crop_settings(tables.faces_info(config.data)),
             "fingerprint": job.settings["train_faces"],
             "num_videos": {"train": 0, "val": 0} | tables.count_values(videos["split"]),
             "num_faces": {split: dict(zip(("real", "fake"), num, strict=True)) for split, num in num_faces.items()},
