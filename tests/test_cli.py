@@ -99,8 +99,12 @@ def test_no_weights_and_no_network_is_wrong_use(folders, tmp_path):
 
 
 @pytest.mark.ray
-def test_from_folders_to_a_distilled_set(folders, tmp_path):
-    options = ["--videos", folders, "--out", tmp_path / "run", "--ratio", "0.5", "--frames", "20", "--sample", "even:3"]
+def test_from_folders_to_a_distilled_set(folders, s3):
+    """All of it in a bucket; settings of the environment reach the workers."""
+    for name in storage.list_files(str(folders)):
+        storage.write_bytes(f"{s3}/data/{name}", (folders / name).read_bytes())
+    run = f"{s3}/run"
+    options = ["--videos", f"{s3}/data", "--out", run, "--ratio", "0.5", "--frames", "20", "--sample", "even:3"]
     done = raydistal("distill", *options, *TINY)
     summary = last_line(done)
     assert summary["extract"]["ok"] == 12
@@ -109,19 +113,9 @@ def test_from_folders_to_a_distilled_set(folders, tmp_path):
     assert "Traceback" not in done.stderr
     for noise in ("ray.init", "WARNING", "core_worker", "Deprecat"):
         assert noise not in done.stderr
-    again = raydistal("select", "--out", tmp_path / "run", "--ratio", "0.25", "--frames", "20")
+    again = raydistal("select", "--out", run, "--ratio", "0.25", "--frames", "20")
     assert last_line(again)["distilled"] < summary["select"]["distilled"]
-    assert last_line(raydistal("report", "--out", tmp_path / "run"))["report"].endswith("index.html")
-    other = raydistal("extract", "--out", tmp_path / "run2", "--manifest", tmp_path / "run/distilled", *TINY)
-    assert last_line(other)["videos"] == last_line(again)["distilled"]
-
-
-@pytest.mark.ray
-def test_everything_on_s3(folders, s3):
-    for name in storage.list_files(str(folders)):
-        storage.write_bytes(f"{s3}/data/{name}", (folders / name).read_bytes())
-    done = raydistal("distill", "--videos", f"{s3}/data", "--out", f"{s3}/run", "--frames", "12", *TINY)
-    assert last_line(done)["extract"]["ok"] == 12
-    assert tables.read_table(f"{s3}/run/distilled", "select").num_rows == last_line(done)["select"]["distilled"]
-    page = last_line(raydistal("report", "--out", f"{s3}/run"))["report"]
+    page = last_line(raydistal("report", "--out", run))["report"]
     assert storage.read_bytes(page).lower().startswith(b"<!doctype html>")
+    other = raydistal("extract", "--out", f"{s3}/run2", "--manifest", f"{run}/distilled", *TINY)
+    assert last_line(other)["videos"] == last_line(again)["distilled"]

@@ -7,30 +7,6 @@ import pytest
 pytestmark = pytest.mark.ray
 
 
-def test_other_settings(arena, clips, head):
-    arena.index(clips[:3])
-    arena.extract(**head).summary()
-    before = arena.parts()
-    code, out, err = arena.extract("--sample", "even:5", **head).ended()
-    assert (code, out) == (2, "")
-    assert f"{arena.faces} was made with other settings" in err
-    assert "sample: 'even:4' there, 'even:5' now" in err
-    assert "another --out" in err
-    assert "Traceback" not in err
-    assert arena.parts() == before
-    assert arena.statuses() == {clip.name: "ok" for clip in clips[:3]}
-
-
-def test_output_below_a_file(arena, clips, head):
-    arena.index(clips[:1])
-    (arena.folder / "file").write_text("not a folder")
-    manifest = str(arena.run / "videos")
-    code, out, err = arena.extract("--manifest", manifest, "--out", str(arena.folder / "file"), **head).ended()
-    assert (code, out) == (2, "")
-    assert f"cannot write to {arena.folder}/file/faces" in err
-    assert "Traceback" not in err
-
-
 def test_disk_full(arena, clips):
     """The run folder is a small file system, in a mount namespace that all of the run's processes enter."""
     arena.index(clips)

@@ -98,6 +98,13 @@ def test_new_videos_are_added_and_other_settings_refused(cluster, tmp_path, clip
     assert tables.read_table(str(tmp_path / "faces"), "extract").num_rows == 4
 
 
+def test_output_below_a_file(tmp_path, clips, write_videos):
+    write_videos(tmp_path, clips[:1])
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}/file/faces"):
+        extract.run(config(tmp_path, manifest=str(tmp_path / "videos"), out=str(tmp_path / "file")))
+
+
 def test_retry_failed(cluster, tmp_path, clips, write_videos):
     copy = tmp_path / "late.mp4"
     write_videos(tmp_path, [clips[0], copy])
