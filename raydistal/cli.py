@@ -24,6 +24,7 @@ from raydistal.pipelines import (
     compare,
     cost,
     demo,
+    detect,
     difference,
     distill,
     evaluate,
@@ -59,6 +60,7 @@ Verb = (
     | Annotated[export.Config, tyro.conf.subcommand("export")]
     | Annotated[search.Config, tyro.conf.subcommand("search")]
     | Annotated[evaluate.Config, tyro.conf.subcommand("evaluate")]
+    | Annotated[tyro.conf.PositionalRequiredArgs[detect.Config], tyro.conf.subcommand("detect")]
     | Annotated[cost.Config, tyro.conf.subcommand("cost")]
     | Annotated[compare.Config, tyro.conf.subcommand("compare")]
     | Annotated[generalise.Config, tyro.conf.subcommand("generalise")]
@@ -87,6 +89,7 @@ RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {
     export.Config: export.run,
     search.Config: search.run,
     evaluate.Config: evaluate.run,
+    detect.Config: detect.run,
     cost.Config: cost.run,
     compare.Config: compare.run,
     generalise.Config: generalise.run,
@@ -163,6 +166,8 @@ def needs_cluster(config: object) -> bool:
         return config.compute.num_workers > 0
     if isinstance(config, evaluate.Config):
         return not evaluate.is_scored(config)
+    if isinstance(config, detect.Config):
+        return not detect.is_small(config)
     here = export.Config | cost.Config | index.Config | difference.Config | report.Config
     return not isinstance(config, here | status.Config | submit.Config | compact.Config)
 

@@ -133,6 +133,33 @@ SCORES = pa.schema(
     ]
 )
 
+VERDICTS = pa.schema(
+    [
+        _required("video_id", pa.string()),  # of its path or URI
+        _required("uri", pa.string()),
+        _required("num_bytes", pa.int64()),  # these two of the file that was looked at
+        pa.field("modified_ns", pa.int64()),  # since 1970, by the clock of the store
+        _required("model_id", pa.string()),
+        _required("status", pa.string()),  # one of STATUSES
+        pa.field("error", pa.string()),  # null when status is ok
+        pa.field("verdict", pa.string()),  # fake | real | unsure; null unless status is ok
+        pa.field("probability", pa.float64()),  # P(fake) of the video, as in SCORES; from here on null if it failed
+        pa.field("reason", pa.string()),  # of the verdict, in words
+        pa.field("max_track_probability", pa.float64()),  # of the people in it; null without one
+        pa.field("num_tracks", pa.int64()),  # people, as far as they can be told apart
+        pa.field("num_fake_tracks", pa.int64()),
+        pa.field("num_unsure_tracks", pa.int64()),
+        pa.field("num_faces", pa.int64()),  # looked at, in all frames
+        pa.field("is_picture", pa.bool_()),
+        pa.field("width_px", pa.int64()),  # upright
+        pa.field("height_px", pa.int64()),
+        pa.field("num_frames", pa.int64()),
+        pa.field("duration_s", pa.float64()),
+        pa.field("folder", pa.string()),  # below OUT: its verdict.json, timeline.csv, annotated video
+        _required("seconds", pa.float64()),  # that it took
+    ]
+)
+
 METRICS = pa.schema(
     [
         _required("model_id", pa.string()),

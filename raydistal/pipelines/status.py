@@ -40,7 +40,7 @@ class Config:
     """See how far a job is, by its folder alone: while it runs, and after."""
 
     out: str
-    """The --out of a verb, local or s3://...: a run, a detector, a search, an evaluation, a comparison."""
+    """The --out of a verb, local or s3://...: a run, a detector, a search, an evaluation, a comparison, verdicts."""
 
 
 def run(config: Config) -> Told:
@@ -62,6 +62,8 @@ def run(config: Config) -> Told:
         found["faces"] = _faces(storage.join(out, "faces"), found.get("videos", {}).get("num"), is_alive)
     if "trials" in tops:
         found["trials"] = _trials(storage.join(out, "trials"))
+    if "verdicts" in tops:
+        found["verdicts"] = _verdicts(storage.join(out, "verdicts"))
     for name in MANY:
         if begun := {path.split("/")[1] for path in names if path.startswith(f"{name}/") and path.count("/") == 2}:
             complete = begun & {path.split("/")[1] for path in names if path.endswith(f"/{tables.INFO}")}
@@ -194,6 +196,16 @@ def _trials(location: str) -> Told:
     return told
 
 
+def _verdicts(location: str) -> Told:
+    """Of `detect`: a row is there when its video is done."""
+    parts = [_read(location, name, ["status", "verdict"]) for name in tables.part_names(location)]
+    kinds = [
+        kind for part in parts if part is not None for kind in pc.coalesce(part["verdict"], part["status"]).to_pylist()
+    ]
+    told: Told = {"done": len(kinds), "complete": bool(tables.read_info(location))}
+    return told | {"counts": tables.count_values(kinds) if kinds else {}}
+
+
 def _finished(location: str) -> Told:
     about = json.loads(storage.read_bytes(storage.join(location, DETECTOR)))
     told: Told = {"finished": True, "architecture": about["architecture"], "num_params": about["num_params"]}
@@ -262,6 +274,10 @@ def _lines(found: Told) -> list[tuple[str, list[str]]]:
         said.append(("faces", _of_faces(faces)))
     if trials := found.get("trials"):
         said.append(("trials", _of_trials(trials)))
+    if verdicts := found.get("verdicts"):
+        counts = ", ".join(f"{num} {kind}" for kind, num in verdicts["counts"].items())
+        complete = "complete" if verdicts["complete"] else "not complete"
+        said.append(("verdicts", [f"{verdicts['done']} videos done, {complete}", *filter(None, [counts])]))
     if detector := found.get("detector"):
         said.append(("detector", [_of_detector(detector)]))
     if detectors := found.get("detectors"):

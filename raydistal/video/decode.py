@@ -46,19 +46,24 @@ class Frame:
 
     def rgb(self) -> npt.NDArray[np.uint8]:
         """(H, W, 3) uint8."""
-        return self._upright(self.picture.to_ndarray(format="rgb24"))
+        return self.upright(self.picture.to_ndarray(format="rgb24"))
 
     def luma(self) -> npt.NDArray[np.uint8]:
         """(H, W) uint8 brightness, without a copy for the usual formats: what face detection needs."""
         if self.picture.format.name not in LUMA_FIRST:
-            return self._upright(self.picture.to_ndarray(format="gray"))
+            return self.upright(self.picture.to_ndarray(format="gray"))
         plane = self.picture.planes[0]
         luma = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        return self._upright(luma[: self.picture.height, : self.picture.width])
+        return self.upright(luma[: self.picture.height, : self.picture.width])
 
-    def _upright(self, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        turns = round(self.picture.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
-        return np.rot90(image, turns) if turns else image
+    @property
+    def turns(self) -> int:
+        """Quarter turns, counter-clockwise as np.rot90 turns, that set the picture upright: 0 to 3."""
+        return round(self.picture.rotation / 90) % 4
+
+    def upright(self, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """An image that lies as the picture does, set upright: a view."""
+        return np.rot90(image, self.turns) if self.turns else image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,7 @@ def read_index(path: str) -> PacketIndex:
     """
     pts: list[int | None] = []
     flags: list[tuple[bool, bool]] = []
-    with _open(path) as (container, stream):
+    with open_media(path) as (container, stream):
         for packet in _packets(container, stream):
             pts.append(packet.pts)
             flags.append((packet.is_keyframe, not packet.is_discard and not packet.is_corrupt))
@@ -101,8 +106,9 @@ def decode_frames(path: str, index: PacketIndex, wanted_K: npt.NDArray[np.int64]
     """
     wanted = {int(index.pts_N[i]): int(i) for i in np.sort(wanted_K)}
     if index.sparse:
+        expected = iter(list(wanted.values()))
         for frame in _in_order(_decode_sparse(path, index, wanted), index, wanted):
-            if frame.index != next(iter(wanted.values())):
+            if frame.index != next(expected):
                 break  # one before it did not come out: damaged, or held back until an intra refresh was complete
             del wanted[int(index.pts_N[frame.index])]
             yield frame
@@ -113,7 +119,7 @@ def decode_frames(path: str, index: PacketIndex, wanted_K: npt.NDArray[np.int64]
 def _decode_sparse(path: str, index: PacketIndex, wanted: dict[int, int]) -> Iterator[VideoFrame]:
     is_wanted_P = np.isin(index.pts_P, list(wanted))
     last_P = _last_packet_needed(index, is_wanted_P)
-    with _open(path) as (container, stream):
+    with open_media(path) as (container, stream):
         codec = stream.codec_context
         skippable = codec.name in SKIPPABLE
         fresh = True  # the next picture is the first since the decoder started or was flushed
@@ -192,7 +198,7 @@ def _index_by_decoding(path: str) -> PacketIndex:
 
 def _every_picture(path: str) -> Iterator[tuple[float, VideoFrame]]:
     """The frame rate and each undamaged picture, in presentation order; packets that do not decode are passed over."""
-    with _open(path) as (container, stream):
+    with open_media(path) as (container, stream):
         rate = float(stream.average_rate or 25)
         for packet in chain(_packets(container, stream), [None]):
             try:
@@ -216,7 +222,12 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator["av.Pac
 
 
 @contextmanager
-def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_media(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The only way in which a file of others is opened: its container, and its first video stream (not cover art).
+
+    Raises:
+        DecodeError: as `read_index`.
+    """
     try:
         # By a nameless file object: FFmpeg can open no other file, and a name like %03d.jpg is no pattern to it.
         with open(path, "rb") as file:

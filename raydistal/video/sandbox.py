@@ -15,8 +15,10 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -34,7 +36,7 @@ class Sandbox:
     """Calls one function in a child process.
 
     Args:
-        target: "package.module:function"; takes JSON-able keyword arguments, returns a pyarrow Table.
+        target: "package.module:function"; takes JSON-able keyword arguments, returns a pyarrow Table or yields several.
         memory_bytes: address space that a call may take on top of the idle child's.
         timeout_s: wall-clock seconds that a call may take.
     """
@@ -42,6 +44,7 @@ class Sandbox:
     def __init__(self, target: str, *, memory_bytes: int, timeout_s: float) -> None:
         self.target, self.memory_bytes, self.timeout_s = target, memory_bytes, timeout_s
         self._child: subprocess.Popen[bytes] | None = None
+        self._is_busy = False
 
     @property
     def pid(self) -> int | None:
@@ -56,13 +59,48 @@ class Sandbox:
                 raised something unforeseen: even that must not stop a job of 100,000 videos.
             RuntimeError: the child does not start, so no video is to blame.
         """
+        (table,) = self.stream(**arguments)
+        return table
+
+    def stream(self, **arguments: Any) -> Iterator[pa.Table]:
+        """The tables that the function yields, as they come; the child is at most one ahead.
+
+        The limit of time is on what the caller waits for all of them: what it does in between is not counted. A stream
+        that is left before its end ends the child.
+
+        Raises:
+            VideoError, RuntimeError: as `call`, when the stream gets there.
+        """
+        if self._is_busy:
+            raise RuntimeError(f"a stream of {self.target} is still open: one at a time")
+        self._is_busy = True
+        try:
+            outcome = yield from self._answers(json.dumps(arguments).encode() + b"\n")
+        finally:
+            self._is_busy = False
+        if outcome["status"] == "crashed":
+            self.close()  # after running out of memory a process is not to be trusted
+        if outcome["status"] != "ok":
+            raise ERRORS[outcome["status"]](outcome["message"])
+
+    def _answers(self, request: bytes) -> Generator[pa.Table, None, dict[str, str]]:
+        """The tables; returns how it ended."""
         child = self._child or self._start()
-        deadline = time.monotonic() + self.timeout_s
+        left_s = self.timeout_s
         try:
             assert child.stdin
-            child.stdin.write(json.dumps(arguments).encode() + b"\n")
-            size = int.from_bytes(self._read(8, deadline), "big")
-            answer = pa.ipc.open_stream(self._read(size, deadline)).read_all()
+            rest = memoryview(request)
+            while rest:  # a signal may end a long write before its end
+                rest = rest[child.stdin.write(rest) :]
+            while True:
+                began = time.monotonic()
+                size = int.from_bytes(self._read(8, began + left_s), "big")
+                answer = pa.ipc.open_stream(self._read(size, began + left_s)).read_all()
+                left_s -= time.monotonic() - began
+                outcome: dict[str, str] = json.loads(answer.schema.metadata[b"outcome"])
+                if outcome["status"] != "more":
+                    return outcome
+                yield answer.replace_schema_metadata(None)
         except TimeoutError:
             self.close()
             raise TimeLimitError(f"took longer than {self.timeout_s:g} s (--timeout-s)") from None
@@ -71,15 +109,9 @@ class Sandbox:
             self.close()
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise CrashedError(f"the decoder process ended by {how}") from None
-        except BaseException:  # Ctrl-C in the middle of an answer: the next call must not read the rest of it
+        except BaseException:  # Ctrl-C, or left in the middle: the next call must not read the rest of it
             self.close()
             raise
-        outcome = json.loads(answer.schema.metadata[b"outcome"])
-        if outcome["status"] == "ok":
-            return answer.replace_schema_metadata(None)
-        if outcome["status"] == "crashed":
-            self.close()  # after running out of memory a process is not to be trusted
-        raise ERRORS[outcome["status"]](outcome["message"])
 
     def close(self) -> None:
         """Ends the child; a later call starts a new one."""
@@ -121,15 +153,16 @@ class Sandbox:
         return bytes(content)
 
 
-_kept: Sandbox | None = None
+_kept = threading.local()  # Linux ends a child with the thread that started it
 
 
 def kept(target: str, *, memory_bytes: int, timeout_s: float) -> Sandbox:
-    """A `Sandbox` that this process keeps from call to call; another one if other things are asked of it."""
-    global _kept
-    if _kept is None or (_kept.target, _kept.memory_bytes, _kept.timeout_s) != (target, memory_bytes, timeout_s):
-        _kept = Sandbox(target, memory_bytes=memory_bytes, timeout_s=timeout_s)
-    return _kept
+    """A `Sandbox` that this thread keeps from call to call, one per target; another if other things are asked of it."""
+    sandbox: Sandbox | None = getattr(_kept, target, None)
+    if sandbox is None or (sandbox.memory_bytes, sandbox.timeout_s) != (memory_bytes, timeout_s):
+        sandbox = Sandbox(target, memory_bytes=memory_bytes, timeout_s=timeout_s)
+        setattr(_kept, target, sandbox)
+    return sandbox
 
 
 def serve(target: str, memory_bytes: int, parent_pid: int) -> None:
@@ -149,18 +182,8 @@ def serve(target: str, memory_bytes: int, parent_pid: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (in_use + memory_bytes, resource.RLIM_INFINITY))
     answers.write(READY)
     answers.flush()
-    for line in sys.stdin.buffer:
-        empty, message = pa.table({}), ""
-        try:
-            table, status = function(**json.loads(line)), "ok"
-        except VideoError as error:
-            table, status, message = empty, error.status, str(error)
-        except MemoryError:
-            table, status, message = empty, "crashed", f"needed more than {memory_bytes >> 20} MiB (--memory-mib)"
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{os.path.basename(place.filename)}:{place.lineno}"
-            table, status, message = empty, "crashed", f"unforeseen {type(error).__name__} at {where}: {error}"
+
+    def answer(table: pa.Table, status: str, message: str = "") -> None:
         sink = pa.BufferOutputStream()
         table = table.replace_schema_metadata({"outcome": json.dumps({"status": status, "message": message})})
         with pa.ipc.new_stream(sink, table.schema) as stream:
@@ -169,3 +192,19 @@ def serve(target: str, memory_bytes: int, parent_pid: int) -> None:
         answers.write(len(content).to_bytes(8, "big"))
         answers.write(content)
         answers.flush()
+
+    for line in sys.stdin.buffer:
+        try:
+            made = function(**json.loads(line))
+            for table in [made] if isinstance(made, pa.Table) else made:
+                answer(table, "more")
+            status, message = "ok", ""
+        except VideoError as error:
+            status, message = error.status, str(error)
+        except MemoryError:
+            status, message = "crashed", f"needed more than {memory_bytes >> 20} MiB (--memory-mib)"
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{os.path.basename(place.filename)}:{place.lineno}"
+            status, message = "crashed", f"unforeseen {type(error).__name__} at {where}: {error}"
+        answer(pa.table({}), status, message)
