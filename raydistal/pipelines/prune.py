@@ -93,11 +93,18 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Prunes and trains what is not done yet and returns the job's summary. Needs Ray only if there are workers.
+    """Prunes what is not done yet, draws the report and returns the job's summary. Errors as `fit`."""
+    from raydistal.report import training as report
+
+    return fit(config) | {"report": report.write(storage.absolute(config.out))}
+
+
+def fit(config: Config) -> dict[str, Any]:
+    """Prunes and trains what is not done yet and returns a summary. Needs Ray only if there are workers.
 
     Raises:
         UserError: no such detector, tables or teachers, a ratio that cannot be met, a detector made with other
-            settings, or as `train.run`; where it can be known, before any training.
+            settings, or as `train.fit`; where it can be known, before any training.
     """
     from raydistal.detector import checkpoint
 
@@ -117,7 +124,7 @@ def run(config: Config) -> dict[str, Any]:
             earlier = checkpoint.read_about(config.step(number, "-pruned"))
             tables.refuse_other_config(out, f"steps/{number}-pruned", earlier["settings"], settings)
             if not checkpoint.exists(config.step(number)):
-                train.run(config.to_train(number, parent.architecture))
+                train.fit(config.to_train(number, parent.architecture))
             claim.check()
         made = _finish(config, parent, about, settings)
     return _summary(out, made, began)
@@ -196,7 +203,6 @@ def _finish(config: Config, parent: "Detector", about: dict[str, Any], settings:
     """Writes the detector directory from that of the last step; returns what detector.json says."""
     from raydistal.compression import pruning
     from raydistal.detector import checkpoint, lineage
-    from raydistal.report import training as report
 
     out, numbers = storage.absolute(config.out), range(1, config.steps + 1)
     pruned = [checkpoint.read_about(config.step(number, "-pruned"))["pruning"] for number in numbers]
@@ -221,9 +227,7 @@ def _finish(config: Config, parent: "Detector", about: dict[str, Any], settings:
     trained_on = tables.read_table(storage.join(config.step(config.steps), "trained_on"), "prune")
     trained_on = lineage.trained_on(trained_on, [config.detector])
     tables.write_table(storage.join(out, "trained_on"), trained_on, settings)
-    made = checkpoint.save(out, detector, last | told)
-    report.write(out)
-    return made
+    return checkpoint.save(out, detector, last | told)
 
 
 def _step(pruned: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
@@ -242,5 +246,4 @@ def _summary(out: str, about: dict[str, Any], began: float) -> dict[str, Any]:
         **{name: best[name] for name in ("val_loss", "val_accuracy", "val_auc")},
         "images": about["cost"]["images"],
         "seconds": round(time.monotonic() - began, 1),
-        "report": storage.join(out, "report", "index.html"),
     }

@@ -1,4 +1,4 @@
-"""All tables of a run -> OUT/report: one HTML page that needs nothing else, and its figures as PNG. Needs no Ray."""
+"""All tables of a run, or a detector -> OUT/report: one HTML page that needs nothing else, and its figures as PNG."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +9,10 @@ from raydistal.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Show what a run found on one page: figures, faces, coverage, failures."""
+    """Show what a run found, or how a detector learnt, on one page."""
 
     out: str
-    """Run folder, local or s3://...: reads OUT/videos and the tables beside it, writes OUT/report."""
+    """Run folder or detector directory, local or s3://...: reads the tables in it, writes OUT/report."""
     num_faces: int = 24
     """Faces on each contact sheet, half of each class."""
 
@@ -25,10 +25,12 @@ def run(config: Config) -> dict[str, Any]:
     """Writes the page and returns a summary. Tables that are not there yet are left out.
 
     Raises:
-        UserError: there is no `videos` table.
+        UserError: there is no `videos` table, and no detector.
     """
-    from raydistal.report import contents, distillation, page
+    from raydistal.report import contents, distillation, page, training
 
+    if storage.exists(storage.join(config.out, "detector.json")):
+        return {"report": training.write(storage.absolute(config.out))}
     found = contents.read(storage.absolute(config.out), config.num_faces)
     pictures = distillation.draw(found)
     path = page.write(config.out, "distillation.html.j2", pictures, **distillation.values(found))

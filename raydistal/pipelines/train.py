@@ -160,8 +160,15 @@ class Job:
     val: pa.Table
 
 
-def run(config: Config, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
-    """Trains what is not trained yet and returns the job's summary. Needs Ray only if there are workers.
+def run(config: Config) -> dict[str, Any]:
+    """Trains what is not trained yet, draws the report and returns the job's summary. Arguments and errors as `fit`."""
+    from raydistal.report import training as report
+
+    return fit(config) | {"report": report.write(storage.absolute(config.out))}
+
+
+def fit(config: Config, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
+    """Trains what is not trained yet and returns a summary. Needs Ray only if there are workers.
 
     Args:
         config: what is asked for.
@@ -637,7 +644,6 @@ def _device_name(device: str) -> str:
 def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
     """Writes the detector directory from the best epoch; returns what detector.json says."""
     from raydistal.detector import checkpoint, lineage
-    from raydistal.report import training as report
 
     config, recipe, out = job.config, job.config.full_recipe(), job.claim.location
     state = _go_on(job)
@@ -685,9 +691,7 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
         ancestors.append(about["parent"]["location"])
     trained_on = lineage.trained_on(schemas.conform(videos, schemas.TRAINED_ON), ancestors)
     tables.write_table(storage.join(out, "trained_on"), trained_on, job.settings)
-    about = checkpoint.save(out, job.detector, about | {"versions": tables.versions()})
-    report.write(out)
-    return about
+    return checkpoint.save(out, job.detector, about | {"versions": tables.versions()})
 
 
 def _parent(config: Config) -> dict[str, str] | None:
@@ -733,5 +737,4 @@ def _summary(out: str, about: dict[str, Any], began: float) -> dict[str, Any]:
         "faces": sum(faces.values()),
         "device": about["cost"]["device"],
         "seconds": round(time.monotonic() - began, 1),
-        "report": storage.join(out, "report", "index.html"),
     }

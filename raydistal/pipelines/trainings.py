@@ -86,7 +86,7 @@ def train_all(verb: str, configs: Sequence[train.Config], training: Training, bu
     at. Those that wait make a cluster grow, up to the nodes of the budget.
 
     Raises:
-        UserError: as `train.run`; the trainings that run are stopped, those that are finished stay.
+        UserError: as `train.fit`; the trainings that run are stopped, those that are finished stay.
     """
     import ray
     from ray.exceptions import RayTaskError
@@ -121,7 +121,7 @@ def _train_one(config: train.Config, device: Literal["cpu", "cuda"], num_threads
     import torch
 
     torch.set_num_threads(num_threads)  # trainings share the machine
-    train.run(dataclasses.replace(config, compute=train.Compute(device=device)))
+    train.fit(dataclasses.replace(config, compute=train.Compute(device=device)))
 
 
 def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:

@@ -118,7 +118,7 @@ def _make(job: Job, trial: Trial, on_epoch: Report) -> dict[str, Any]:
     compute = train.Compute(device=job.device)
     stages = [job.place(stage) for stage in trial.stages]
     student = job.training.to_train(job.data, stages[0], job.architecture, trial.seed, manifest)
-    train.run(dataclasses.replace(student, teaching=teaching, compute=compute), on_epoch)
+    train.fit(dataclasses.replace(student, teaching=teaching, compute=compute), on_epoch)
     made = stages[:1]
     if point["prune"]:
         made = stages[:2]
@@ -128,7 +128,7 @@ def _make(job: Job, trial: Trial, on_epoch: Report) -> dict[str, Any]:
         options |= {"learning_rate": how.finetune_rate}
         options |= {"manifest": manifest, "teaching": teaching, "compute": compute, "seed": trial.seed}
         ratio = float(point["prune"])
-        prune.run(prune.Config(detector=stages[0], data=job.data, out=made[-1], ratio=ratio, **options))
+        prune.fit(prune.Config(detector=stages[0], data=job.data, out=made[-1], ratio=ratio, **options))
     if point["bits"] == 8:
         export.run(export.Config(detector=made[-1], out=stages[-1], runtime="onnx", precision="int8", data=job.data))
     abouts = [checkpoint.read_about(place) for place in made]

@@ -236,7 +236,7 @@ def test_a_training_whose_worker_dies_goes_on(made, cluster, tmp_path):
         assert not (detector / "detector.json").exists()
         _, told = program.communicate(timeout=200)
     assert program.returncode == 0, told.decode()
-    train.run(asked.to_train(NET, str(tmp_path / "alone"), str(made / "videos")))
+    train.fit(asked.to_train(NET, str(tmp_path / "alone"), str(made / "videos")))
     one, other = (checkpoint.load(str(place))[1] for place in (detector, tmp_path / "alone"))
     assert len(one["history"]) == 3
     assert one["digest"] == other["digest"]

@@ -99,7 +99,7 @@ def test_a_student_learns_the_same_from_the_tables(taught, run, tmp_path, kd):
     for outputs in ("live", "auto"):
         teaching = Teaching(teachers=taught[0].teachers, kd=kd, negatives=4, outputs=outputs, alpha=0.5)
         rows = []
-        train.run(train.Config(**values, out=str(tmp_path / outputs), teaching=teaching), rows.append)
+        train.fit(train.Config(**values, out=str(tmp_path / outputs), teaching=teaching), rows.append)
         losses[outputs] = [[row["train_loss"], row["hard_loss"]] for row in rows]
         about = checkpoint.read_about(str(tmp_path / outputs))
         assert about["teaching"]["outputs"] == {"live": "live", "auto": "cached"}[outputs]
@@ -130,7 +130,7 @@ def test_a_rerun_does_what_is_missing_damaged_or_of_other_faces(taught, run, tmp
     teaching = Teaching(teachers=(str(run / "large"),), outputs="cached")
     student = {"architecture": "timm:test_resnet", "weights": "random", "input_px": 32, "recipe": "ckd-vanilla"}
     with pytest.raises(UserError, match=r"lacks 1 of 32 faces\. Run: raydistal teach --teachers .*large --data"):
-        train.run(train.Config(data=str(run), out=str(tmp_path / "d"), teaching=teaching, **student))
+        train.fit(train.Config(data=str(run), out=str(tmp_path / "d"), teaching=teaching, **student))
     summary = teach.run(asked)
     assert [(one["parts_done_now"], one["faces"]) for one in summary["teachings"]] == [(3, 32), (1, 32)]
     for name in TEACHERS:

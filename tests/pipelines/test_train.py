@@ -1,6 +1,7 @@
 """Detectors trained on made-up faces: noise, the fakes brighter."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -11,7 +12,7 @@ from raydistal.compression.teaching import Teaching
 from raydistal.detector import checkpoint, zoo
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
-from raydistal.pipelines import train
+from raydistal.pipelines import report, train
 
 
 def config(run, **changes):
@@ -54,7 +55,7 @@ def assert_same(one, other):
 
 def test_from_a_run_to_a_detector(made):
     told = []
-    summary = train.run(config(made, recipe="thesis", epochs=6, learning_rate=2e-2), told.append)
+    summary = train.fit(config(made, recipe="thesis", epochs=6, learning_rate=2e-2), told.append)
     detector, about = checkpoint.load(str(made / "detector"))
     assert summary["detector"] == str(made / "detector")
     assert (summary["faces"], summary["epochs"], summary["device"]) == (96, 6, "cpu")
@@ -81,24 +82,26 @@ def test_from_a_run_to_a_detector(made):
         (f"g{group:02}-{label}", f"g{group:02}", split) for group, split in enumerate(splits) for label in (0, 1)
     }
     assert {tuple(row.values()) for row in used} == expected
-    assert "detector" in (made / "detector/report/index.html").read_text()
     assert not (made / "detector" / train.CHECKPOINT).exists()
 
 
 def test_a_finished_detector_is_left_alone_and_other_settings_are_refused(made, tmp_path):
     asked = config(made, out=str(tmp_path / "d"), epochs=1)
-    first = train.run(asked)
+    first = train.fit(asked)
     before = (tmp_path / "d/weights.safetensors").stat().st_mtime_ns
-    again = train.run(asked)
+    again = train.fit(asked)
     assert (tmp_path / "d/weights.safetensors").stat().st_mtime_ns == before
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    page = train.run(asked)["report"]
+    assert report.run(report.Config(out=asked.out)) == {"report": page}
+    assert "detector" in Path(page).read_text()
     with pytest.raises(UserError, match="seed: 0 there, 1 now"):
-        train.run(config(made, out=str(tmp_path / "d"), epochs=1, seed=1))
+        train.fit(config(made, out=str(tmp_path / "d"), epochs=1, seed=1))
 
 
 def test_seeds_make_runs_repeatable(made, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train.run(config(made, out=str(tmp_path / name), epochs=2, seed=seed))
+        train.fit(config(made, out=str(tmp_path / name), epochs=2, seed=seed))
     assert_same(tmp_path / "a", tmp_path / "b")
     one, other = weights(tmp_path / "a"), weights(tmp_path / "c")
     assert not all(torch.equal(value, other[name]) for name, value in one.items())
@@ -107,7 +110,7 @@ def test_seeds_make_runs_repeatable(made, tmp_path):
 def test_an_interrupted_run_goes_on(made, teacher, tmp_path, monkeypatch):
     """Of a student that is taught: its projections are in the checkpoint."""
     teaching = Teaching(teachers=(teacher,), kd="contrastive", negatives=4)
-    train.run(config(made, out=str(tmp_path / "whole"), teaching=teaching))
+    train.fit(config(made, out=str(tmp_path / "whole"), teaching=teaching))
     write, num_written = storage.write_bytes, []
 
     def stop_after_the_second(location, content):
@@ -119,17 +122,17 @@ def test_an_interrupted_run_goes_on(made, teacher, tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage, "write_bytes", stop_after_the_second)
     with pytest.raises(KeyboardInterrupt):
-        train.run(config(made, out=str(tmp_path / "stopped"), teaching=teaching))
+        train.fit(config(made, out=str(tmp_path / "stopped"), teaching=teaching))
     with pytest.raises(UserError, match=r"checkpoint.pt[\s\S]*batch_size: 8 there, 4 now"):
-        train.run(config(made, out=str(tmp_path / "stopped"), teaching=teaching, batch_size=4))
-    train.run(config(made, out=str(tmp_path / "stopped"), teaching=teaching))
+        train.fit(config(made, out=str(tmp_path / "stopped"), teaching=teaching, batch_size=4))
+    train.fit(config(made, out=str(tmp_path / "stopped"), teaching=teaching))
     assert len(num_written) == 3
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_detector_can_be_tuned_on(made, tmp_path):
-    train.run(config(made, out=str(tmp_path / "first"), epochs=1))
-    train.run(config(made, out=str(tmp_path / "second"), epochs=1, weights=str(tmp_path / "first"), learning_rate=1e-9))
+    train.fit(config(made, out=str(tmp_path / "first"), epochs=1))
+    train.fit(config(made, out=str(tmp_path / "second"), epochs=1, weights=str(tmp_path / "first"), learning_rate=1e-9))
     about, first = (checkpoint.load(str(tmp_path / name))[1] for name in ("second", "first"))
     assert about["weights"] == str(tmp_path / "first")
     assert about["parent"] == {"location": str(tmp_path / "first"), "model_id": checkpoint.model_id(first)}
@@ -139,7 +142,7 @@ def test_a_detector_can_be_tuned_on(made, tmp_path):
 
 
 def test_with_lora_only_weights_change(made, tmp_path):
-    train.run(config(made, out=str(tmp_path / "d"), epochs=1, trainable="lora:2"))
+    train.fit(config(made, out=str(tmp_path / "d"), epochs=1, trainable="lora:2"))
     start = zoo.create("timm:test_resnet", "random", 0, 32).state_dict()
     changed = {name for name, value in weights(tmp_path / "d").items() if not torch.equal(value, start[name])}
     vectors = {name for name, value in start.items() if value.ndim < 2}  # batch norm, statistics included
@@ -153,7 +156,7 @@ def test_with_lora_only_weights_change(made, tmp_path):
 def test_a_student(made, teacher, tmp_path, kd, weight, capsys):
     """The teacher looks at every face, as no table is there."""
     teaching = Teaching(teachers=(teacher,), kd=kd, negatives=4, bank=1000)
-    train.run(config(made, out=str(tmp_path / "d"), epochs=1, recipe="ckd-vanilla", teaching=teaching))
+    train.fit(config(made, out=str(tmp_path / "d"), epochs=1, recipe="ckd-vanilla", teaching=teaching))
     about = checkpoint.load(str(tmp_path / "d"))[1]
     model_id = checkpoint.model_id(checkpoint.read_about(teacher))
     assert about["teaching"] == {
@@ -177,7 +180,7 @@ def test_teachers_that_cannot_teach(made, teacher, tmp_path):
     def refused(message, **options):
         teaching = Teaching(**({"teachers": (teacher,)} | options))
         with pytest.raises(UserError, match=message):
-            train.run(config(made, out=str(tmp_path / "d"), teaching=teaching))
+            train.fit(config(made, out=str(tmp_path / "d"), teaching=teaching))
 
     refused("no finished detector", teachers=("/no/such/detector",))
     refused(r"--negatives 97: there are 96 faces to learn from\. Use --negatives 96 or", kd="contrastive", negatives=97)
@@ -195,13 +198,13 @@ def test_only_the_videos_of_the_manifest_and_the_faces_within_limits(made, tmp_p
     ranked = few.append_column("rank", pa.array(range(len(few)), pa.int64()))
     tables.write_table(str(tmp_path / "distilled"), schemas.conform(ranked, schemas.DISTILLED), {})
     asked = config(made, out=str(tmp_path / "d"), epochs=1, manifest=str(tmp_path / "distilled"))
-    assert train.run(asked)["faces"] == 36
+    assert train.fit(asked)["faces"] == 36
     about = checkpoint.load(str(tmp_path / "d"))[1]
     assert about["data"]["num_faces"]["val"] == {"real": 18, "fake": 18}  # that of the run
     asked = config(made, out=str(tmp_path / "e"), epochs=1, limits=Limits(max_faces=10))
-    assert train.run(asked)["faces"] == 10
+    assert train.fit(asked)["faces"] == 10
     asked = config(made, out=str(tmp_path / "f"), epochs=1, limits=Limits(leave_out=("talk",)))
-    assert train.run(asked)["faces"] == 48 + 24
+    assert train.fit(asked)["faces"] == 48 + 24
     about = checkpoint.load(str(tmp_path / "f"))[1]
     assert about["data"]["methods"] == ["swap"]
     assert about["data"]["num_faces"]["val"] == {"real": 18, "fake": 12}
@@ -209,7 +212,7 @@ def test_only_the_videos_of_the_manifest_and_the_faces_within_limits(made, tmp_p
 
 def test_without_val_the_threshold_is_a_half(tmp_path, write_run, capsys):
     write_run(tmp_path, splits=("train",) * 4)
-    train.run(config(tmp_path, epochs=1))
+    train.fit(config(tmp_path, epochs=1))
     about = checkpoint.load(str(tmp_path / "detector"))[1]
     assert about["threshold"] == {"video": 0.5, "frame": 0.5, "from": "default"}
     assert "no val faces" in capsys.readouterr().err
@@ -233,40 +236,40 @@ def test_without_val_the_threshold_is_a_half(tmp_path, write_run, capsys):
 )
 def test_wrong_use(made, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        train.run(config(made, **({"out": str(tmp_path / "d")} | changes)))
+        train.fit(config(made, **({"out": str(tmp_path / "d")} | changes)))
     assert not (tmp_path / "d").exists() or not any((tmp_path / "d").iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_that_is_not_there(made):
     with pytest.raises(UserError, match=r"no CUDA device here\. Use --device cpu"):
-        train.run(config(made, compute=train.Compute(device="cuda")))
+        train.fit(config(made, compute=train.Compute(device="cuda")))
 
 
 def test_tables_that_cannot_be_learnt_from(tmp_path, write_run):
     write_run(tmp_path / "a", crops="none")
     with pytest.raises(UserError, match=r"keeps no crops\. Run: raydistal extract --crops png"):
-        train.run(config(tmp_path / "a"))
+        train.fit(config(tmp_path / "a"))
     write_run(tmp_path / "b")
     storage.delete(str(tmp_path / "b/faces" / tables.INFO))
     with pytest.raises(UserError, match="missing or unfinished"):
-        train.run(config(tmp_path / "b"))
+        train.fit(config(tmp_path / "b"))
     write_run(tmp_path / "c", splits=("val", "test"))
     with pytest.raises(UserError, match="0 real, 0 fake in split train"):
-        train.run(config(tmp_path / "c"))
+        train.fit(config(tmp_path / "c"))
     write_run(tmp_path / "d")
     videos = tables.read_table(str(tmp_path / "d/videos"), "index").to_pylist()
     videos[0]["split"] = "val"  # its fake stays in train
     tables.write_table(str(tmp_path / "d/videos"), pa.Table.from_pylist(videos, schemas.VIDEOS), {})
     with pytest.raises(UserError, match="1 groups are in both train and val, such as g00"):
-        train.run(config(tmp_path / "d"))
+        train.fit(config(tmp_path / "d"))
 
 
 def test_all_on_an_object_store(made, tmp_path, s3):
     for path in made.glob("[vf]*/*"):
         storage.write_bytes(f"{s3}/run/{path.relative_to(made)}", path.read_bytes())
-    train.run(config(made, data=f"{s3}/run", out=f"{s3}/detector", epochs=1))
-    train.run(config(made, out=str(tmp_path / "d"), epochs=1))
+    assert train.run(config(made, data=f"{s3}/run", out=f"{s3}/detector", epochs=1))["report"].startswith(s3)
+    train.fit(config(made, out=str(tmp_path / "d"), epochs=1))
     assert_same(f"{s3}/detector", tmp_path / "d")
     assert storage.exists(f"{s3}/detector/report/index.html")
 
@@ -279,7 +282,7 @@ def test_workers_of_ray_train(made, teacher, tmp_path, cluster, num_workers):
     teaching = Teaching(teachers=teachers, kd="contrastive", negatives=4, kd_weight=0.01)
     compute = train.Compute(num_workers=num_workers)
     asked = config(made, out=str(tmp_path / "d"), compute=compute, teaching=teaching)
-    summary = train.run(asked)
+    summary = train.fit(asked)
     about = json.loads((tmp_path / "d/detector.json").read_text())
     assert about["cost"]["num_workers"] == num_workers
     assert about["cost"]["images"] == 3 * 96
@@ -287,16 +290,15 @@ def test_workers_of_ray_train(made, teacher, tmp_path, cluster, num_workers):
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
         *("_lock.json",) * (tmp_path / "d/_lock.json").exists(),
         "detector.json",
-        "report",
         "trained_on",
         "weights.safetensors",
     ]
     if num_workers == 1:
-        train.run(config(made, out=str(tmp_path / "here")))
+        train.fit(config(made, out=str(tmp_path / "here")))
         assert_same(tmp_path / "d", tmp_path / "here")
 
 
 @pytest.mark.ray
 def test_trouble_in_a_worker_is_told(made, tmp_path, cluster):
     with pytest.raises(UserError, match="Lower --learning-rate"):
-        train.run(config(made, out=str(tmp_path / "d"), learning_rate=1e30, compute=train.Compute(num_workers=1)))
+        train.fit(config(made, out=str(tmp_path / "d"), learning_rate=1e30, compute=train.Compute(num_workers=1)))
