@@ -141,12 +141,13 @@ VERDICTS = pa.schema(
         pa.field("modified_ns", pa.int64()),  # since 1970, by the clock of the store
         _required("model_id", pa.string()),
         _required("status", pa.string()),  # one of STATUSES
-        pa.field("error", pa.string()),  # null when status is ok
+        pa.field("error", pa.string()),  # with status ok: why it was not drawn
         pa.field("verdict", pa.string()),  # fake | real | unsure; null unless status is ok
         pa.field("probability", pa.float64()),  # P(fake) of the video, as in SCORES; from here on null if it failed
         pa.field("reason", pa.string()),  # of the verdict, in words
-        pa.field("max_track_probability", pa.float64()),  # of the people in it; null without one
+        pa.field("max_track_probability", pa.float64()),  # of the tracks that are judged; null without one
         pa.field("num_tracks", pa.int64()),  # people, as far as they can be told apart
+        pa.field("num_judged_tracks", pa.int64()),  # those that were seen long enough; these two are of them
         pa.field("num_fake_tracks", pa.int64()),
         pa.field("num_unsure_tracks", pa.int64()),
         pa.field("num_faces", pa.int64()),  # looked at, in all frames
@@ -176,6 +177,21 @@ METRICS = pa.schema(
     ]
 )
 
+
+HEATMAPS = pa.schema(
+    [
+        _required("detector", pa.string()),  # name of its directory
+        _required("slice", pa.string()),  # real | a method
+        _required("label", pa.int8()),
+        pa.field("video_id", pa.string()),  # of a face that is shown; null: the mean over all faces of the slice
+        pa.field("frame_index", pa.int32()),
+        _required("num_faces", pa.int64()),  # that the next two are means of
+        pa.field("probability", pa.float64()),  # null for a slice without faces
+        _required("heat", pa.list_(pa.float32())),  # h * w cells from 0 to 1, row by row; empty without faces
+        _required("height", pa.int32()),
+        pa.field("face", pa.binary()),  # JPEG: the mean of the faces of the slice; null for a single one
+    ]
+)
 
 COMPARISON = pa.schema(
     [

@@ -1,10 +1,12 @@
 """Clips made on the spot: no media file lies in the repository."""
 
+import shutil
 import signal
 import uuid
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -184,3 +186,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
     for out, precision in (("onnx", "float32"), ("int8", "int8")):
         export.run(export.Config(detector=f"{folder}/detector", out=f"{folder}/{out}", precision=precision))
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless chromium. Not for longer: while it is there, asyncio takes the thread for one with a running loop."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()

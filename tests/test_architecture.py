@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "verdict": CONTRACTS | {"storage", "video", "faces", "detector"},
     "compression": CONTRACTS | {"storage", "tables", "faces", "detector"},
     "search": CONTRACTS | {"storage", "tables", "detector"},
-    "report": CONTRACTS | {"storage", "tables"},
+    "report": CONTRACTS | {"storage", "tables", "faces"},
     "sharing": CONTRACTS | {"storage", "tables", "datasets", "video", "faces"},
+    "verdict": CONTRACTS | {"video", "faces", "detector"},
 }
 DOMAIN = {"errors", "schemas", "storage", "tables", "progress", *(name for name in MAY_IMPORT if "." not in name)}
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base", "core", "manager", "engine", "processor"}

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from raydistal.errors import CrashedError, DecodeError, TimeLimitError
-from raydistal.video.sandbox import Sandbox
+from raydistal.video.sandbox import Sandbox, kept
 
 WORKER = """
 import os, signal, time
@@ -35,6 +36,12 @@ def work(what):
         print("noise on stdout", flush=True)
         os.write(1, b"more noise")
     return pa.table({"pid": [os.getpid()], "secret": [os.environ.get("AWS_SECRET_ACCESS_KEY")]})
+
+def count(up_to, last="", pause_s=0):
+    for number in range(up_to):
+        time.sleep(pause_s)
+        yield pa.table({"number": [number], "pid": [os.getpid()]})
+    work(last)
 """
 
 
@@ -45,6 +52,16 @@ def sandbox(tmp_path, monkeypatch):
     sandbox = Sandbox("sandboxed_worker:work", memory_bytes=1 << 30, timeout_s=20)
     yield sandbox
     sandbox.close()
+
+
+@pytest.fixture
+def counter(sandbox):
+    sandbox.target = "sandboxed_worker:count"
+    return sandbox
+
+
+def numbers(tables) -> list[int]:
+    return [table["number"][0].as_py() for table in tables]
 
 
 def pid_of(answer: pa.Table) -> int:
@@ -112,3 +129,60 @@ def test_the_child_dies_with_its_parent(tmp_path):
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_stream_gives_table_after_table_and_the_child_goes_on(counter):
+    tables = list(counter.stream(up_to=3))
+    assert numbers(tables) == [0, 1, 2]
+    assert tables[0].schema.metadata is None
+    again = list(counter.stream(up_to=2, last="print"))
+    assert numbers(again) == [0, 1]
+    assert pid_of(again[0]) == pid_of(tables[0])
+    assert list(counter.stream(up_to=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "error", "lives"),
+    [("video error", DecodeError, True), ("crash", CrashedError, False)],
+)
+def test_a_stream_gives_what_came_before_its_error(counter, last, error, lives):
+    stream = counter.stream(up_to=2, last=last)
+    pids = {pid_of(next(stream)), pid_of(next(stream))}
+    with pytest.raises(error):
+        next(stream)
+    assert ({pid_of(table) for table in counter.stream(up_to=1)} == pids) == lives
+
+
+def test_a_stream_that_is_left_early_ends_the_child(counter):
+    stream = counter.stream(up_to=100)
+    first = next(stream)
+    stream.close()
+    assert not Path(f"/proc/{pid_of(first)}").exists()
+    assert numbers(counter.stream(up_to=2)) == [0, 1]  # and nothing of the stream before
+
+
+def test_one_stream_at_a_time(counter):
+    stream = counter.stream(up_to=2)
+    next(stream)
+    with pytest.raises(RuntimeError, match="still open"):
+        counter.call(up_to=1)
+    assert numbers(stream) == [1]
+
+
+def test_a_stream_has_the_time_that_its_reader_waits(counter):
+    counter.timeout_s = 5
+    list(counter.stream(up_to=0))
+    counter.timeout_s = 1
+    for _ in counter.stream(up_to=3):
+        time.sleep(0.4)  # the reader's own time does not count
+    with pytest.raises(TimeLimitError):
+        list(counter.stream(up_to=3, pause_s=0.4))
+
+
+def test_a_thread_keeps_a_sandbox_for_each_target():
+    limits = {"memory_bytes": 1 << 30, "timeout_s": 20}
+    one, other = kept("a:f", **limits), kept("b:f", **limits)
+    assert kept("a:f", **limits) is one is not other is kept("b:f", **limits)
+    assert kept("a:f", **limits | {"timeout_s": 30}) is not one
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: kept("b:f", **limits)).result() is not other
