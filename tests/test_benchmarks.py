@@ -13,9 +13,9 @@ from rich.console import Console
 from raydistal import tables
 
 sys.path.append(str(Path(__file__).parents[1]))  # benchmarks are run from the repository, not installed
-clips, decode, detect, extract, extractors, scale, train = (
+clips, decode, detect, extract, extractors, scale, train, verdicts = (
     importlib.import_module(f"benchmarks.{name}")
-    for name in ("clips", "decode", "detect", "extract", "extractors", "scale", "train")
+    for name in ("clips", "decode", "detect", "extract", "extractors", "scale", "train", "verdicts")
 )
 
 SMALL_NETWORK = "timm:test_byobnet"
@@ -51,6 +51,10 @@ def test_detect() -> None:
     check([time], 1)
     assert 0 <= least_iou.value <= 1
     assert 0 <= share.value <= 1
+
+
+def test_verdicts() -> None:
+    check(verdicts.run(Console(), size="small", num_clips=1, seconds=1, rounds=1, architecture="timm:test_resnet"), 2)
 
 
 @pytest.mark.ray

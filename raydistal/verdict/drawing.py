@@ -205,7 +205,7 @@ class Painter:
         part_HWC[:] = faded_HWC
 
     def _tiles(self, track: Track) -> list["Tile"]:
-        """Its label, and a shorter one for a crowd; no score where it decides nothing and would be read as a verdict."""
+        """Its label, and a shorter one for a crowd. An unsure one has no score: people would go by it."""
         style = STYLES[track.verdict]
         score = "" if track.verdict == "unsure" else f" {track.probability:.2f}"
         words = f"{style.sign} {style.word}{score}"

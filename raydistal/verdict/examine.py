@@ -289,9 +289,11 @@ def _draw(
 def _to_draw(tracks: list[dict[str, Any]], watched: Watched, faces: list[result.Face]) -> list[dict[str, Any]]:
     """The tracks as `annotate` takes them."""
     drawn = {track["track"]: {key: track[key] for key in ("track", "verdict", "probability")} for track in tracks}
+    of_faces = watched.judge.about["data"]["faces"]
+    margin = None if of_faces["detector"] == "none" else of_faces["margin"]  # None: the crop was the box
     for one in drawn.values():
         one |= {"pts_s": [], "box_xyxy_px": [], "heat": [] if watched.judge.heat else None}
-        one |= {"heat_shape": watched.heat[0].shape, "margin": watched.judge.about["data"]["faces"]["margin"]}
+        one |= {"heat_shape": watched.heat[0].shape, "margin": margin}
     for face, heat_hw in zip(faces, watched.heat, strict=True):
         one = drawn[face.track]
         one["pts_s"].append(face.pts_s + watched.start_s)

@@ -90,8 +90,9 @@ def read_index(path: str) -> PacketIndex:
             pts.append(packet.pts)
             flags.append((packet.is_keyframe, not packet.is_discard and not packet.is_corrupt))
         time_base = float(stream.time_base or 0)
+        # An AVI keeps no times: those made up for it are in decoding order.
+        known = None not in pts and not (container.format.name == "avi" and stream.codec_context.has_b_frames)
     is_key_P, is_shown_P = np.array(flags, bool).reshape(-1, 2).T
-    known = None not in pts
     pts_P = np.array(pts if known else [], np.int64)
     pts_N = np.sort(pts_P[is_shown_P]) if known else pts_P
     if known and time_base and len(pts_N) and (np.diff(pts_N) > 0).all():

@@ -1,0 +1,548 @@
+"""videos, a detector -> verdicts: every face of each video, tracked and judged, and the video again with boxes.
+
+    files and folders -> each one: frames -> faces -> probabilities -> tracks -> verdicts -> annotated video
+                                   (`verdict.examine`; the media in killable children) -> its folder, then its row
+
+A few are done by this process, more by Ray Data: an actor per CPU, or some per GPU, each with the detector. What is in
+the `verdicts` table is done: a rerun does what is missing, what failed, and files that have changed since.
+"""
+
+import os
+import posixpath
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv, fs
+
+from raydistal import schemas, storage, tables
+from raydistal.datasets import layout
+from raydistal.errors import DecodeError, UserError, VideoError
+from raydistal.pipelines.scaling import Budget, Growth, demand
+from raydistal.pipelines.streaming import bound_queues, in_blocks, network_actors, use_gpu
+from raydistal.pipelines.telemetry import add_seconds, log_failure
+from raydistal.progress import Progress
+from raydistal.verdict import examine
+from raydistal.verdict.result import Band
+
+if TYPE_CHECKING:
+    import ray
+    from rich.table import Table
+
+    from raydistal.detector.runtime import Exported
+    from raydistal.detector.zoo import Detector
+
+FEW = 2  # are done before a cluster has started
+ACTORS_PER_GPU = 8  # each decodes on a CPU of its own, so that the GPU has work; each has the network in its memory
+NUM_SHOWN = 40  # rows on the terminal; all are in the table
+NUM_EXPLAINED = 8
+RESULT = "verdict.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Tell whether the faces in videos and pictures are fake."""
+
+    videos: tuple[str, ...]
+    """Videos, pictures and folders of them, local or s3://..."""
+    detector: str = ""
+    """Directory of a detector, trained or exported, local or s3://... Required."""
+    out: str = "detected"
+    """Folder to write: OUT/verdicts, OUT/verdicts.csv, and what was found in each one in OUT/results."""
+    examination: examine.Settings = field(default_factory=examine.Settings)
+    heatmaps: bool = False
+    """Also show where in a face the detector sees the fake. An exported one needs the one that it was made from."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: GPUs if there are any now; cuda: also if nodes with GPUs are yet to start."""
+    num_workers: int = 0
+    """Videos examined at once on a cluster; 0: one per CPU, or 8 per GPU. This process does one or two by itself."""
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        if not self.videos:
+            raise UserError("name at least one video, picture or folder: raydistal detect VIDEO --detector DIR")
+        if not self.detector:
+            raise UserError("need --detector DIR: a detector that raydistal train, prune or export wrote")
+        if self.num_workers < 0:
+            raise UserError("--num-workers must be 0 or more")
+        for given in self.videos:
+            if storage.is_uri(given) and "@" in urlsplit(given).netloc:
+                raise UserError(
+                    "a URI holds credentials, which would be written into the table; set them in the environment"
+                )
+
+
+class Job(NamedTuple):
+    """What every worker knows."""
+
+    config: Config
+    name: str
+    """Of the detector."""
+    about: dict[str, Any]
+    """The content of its detector.json."""
+    claim: tables.Claim
+    """On OUT/verdicts."""
+    made_with: dict[str, Any]
+    """What decides what is in a row."""
+
+
+class Networks(NamedTuple):
+    """What is loaded once and handed to every worker."""
+
+    judge: "Detector | Exported"
+    heat: "Detector | None"
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Examines what is not done yet, prints a table of verdicts on stderr, and returns the job's summary.
+
+    Raises:
+        UserError: a name that is no file and no folder, a folder without media, no such detector or one that does not
+            say how its faces were made, no heatmaps of it, verdicts made with other settings, another writer.
+    """
+    began = time.monotonic()
+    about, videos = _inputs(config)
+    out = storage.absolute(config.out)
+    place = storage.join(out, "verdicts")
+    made_with = _made_with(config, about)
+    with tables.sole_writer(place) as claim:
+        tables.read_ledger(place, made_with, lambda line: print(line, file=sys.stderr))  # mends what was cut off
+        pending = _pending(videos, place)
+        if len(pending) or not tables.read_info(place):
+            (name,) = storage.distinct_names("--detector", [config.detector])
+            networks = _load(config, is_here=_is_few(pending))
+            storage.delete(storage.join(place, tables.INFO))
+            _drop(place, made_with, pending["video_id"].combine_chunks())
+            _remove_unfinished(out)
+            _examine_all(Job(config, name, about, claim, made_with), networks, pending)
+            claim.check()
+            _finish(out, place, made_with)
+    rows = tables.read_table(place, "detect")
+    rows = rows.filter(pc.is_in(rows["video_id"], videos["video_id"]))
+    _print(config, about, rows)
+    counts = {"videos": len(rows), **_counts(rows), "done_before": len(videos) - len(pending)}
+    places = {"table": place, "csv": storage.join(out, "verdicts.csv"), "files": storage.join(out, "results")}
+    return counts | {"seconds": round(time.monotonic() - began, 1)} | places
+
+
+def is_small(config: Config) -> bool:
+    """True if a run does not need a cluster. Raises UserError as `run`."""
+    videos = _inputs(config)[1]
+    try:
+        return _is_few(_pending(videos, storage.join(storage.absolute(config.out), "verdicts")))
+    except pa.ArrowInvalid:  # a part that is cut off, which `run` mends
+        return _is_few(videos)
+
+
+def _is_few(pending: pa.Table) -> bool:
+    return len(pending) <= FEW and (not len(pending) or "RAY_ADDRESS" not in os.environ)
+
+
+def _made_with(config: Config, about: dict[str, Any]) -> dict[str, Any]:
+    from raydistal.detector import checkpoint
+
+    asked, faces = config.examination, about["data"]["faces"]
+    return {
+        "model_id": checkpoint.model_id(about),
+        "threshold": about["threshold"]["video"],
+        "faces": faces,
+        "sample": asked.sample or faces["sample"],
+        "timeline": asked.timeline,
+        "band": asked.band,
+        "draw": asked.draw,
+        "heatmaps": config.heatmaps,
+    }
+
+
+def _load(config: Config, is_here: bool) -> Networks:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait would spin where a child decodes
+    import torch
+
+    from raydistal.detector import checkpoint, heatmaps, runtime
+    from raydistal.detector.zoo import Detector
+
+    if is_here and config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here. Use --device cpu.")
+    judge, _ = runtime.load(config.detector)
+    if not isinstance(judge, Detector):
+        runtime.start(judge)  # refused here, not by each worker, if its runtime is not installed
+    if not config.heatmaps:
+        return Networks(judge, None)
+    heat = judge if isinstance(judge, Detector) else checkpoint.load(heatmaps.explainer(config.detector))[0]
+    heatmaps.Heatmaps(heat)  # likewise, if its network has no maps
+    return Networks(judge, heat)
+
+
+# --- which videos
+
+
+def _inputs(config: Config) -> tuple[dict[str, Any], pa.Table]:
+    """detector.json; and video_id, uri, num_bytes and modified_ns of each file, each once, in the order given."""
+    found: dict[str, fs.FileInfo] = {}
+    for given in config.videos:  # first, as it takes no time
+        for uri, info in _files(given).items():
+            found.setdefault(uri, info)
+    from raydistal.detector import checkpoint
+
+    about = checkpoint.read_about(config.detector)
+    examine.check(about, config.detector)
+    columns = {
+        "video_id": [layout.video_id("", uri) for uri in found],
+        "uri": list(found),
+        "num_bytes": pa.array([info.size for info in found.values()], pa.int64()),
+        "modified_ns": pa.array([info.mtime_ns for info in found.values()], pa.int64()),
+    }
+    return about, pa.table(columns)
+
+
+def _files(given: str) -> dict[str, fs.FileInfo]:
+    """What is named so, or lies below it and is a video or a picture by its name, and is none that we made."""
+    place = storage.absolute(given)
+    if not storage.is_uri(place):
+        place = os.path.normpath(place)  # the same from wherever it is named
+    filesystem, path = storage.resolve(place)
+    try:
+        info = filesystem.get_file_info(path)
+        if info.type == fs.FileType.File:
+            return {place: info}
+        if info.type != fs.FileType.Directory:
+            raise UserError(f"no such file or folder: {given}")
+        names = storage.list_files(place)
+        ours = {posixpath.dirname(name) for name in names if posixpath.basename(name) == RESULT}
+        media = [name for name in names if layout.is_media(name) and posixpath.dirname(name) not in ours]
+        infos = _infos(filesystem, path, media)
+    except UnicodeEncodeError as error:
+        raise UserError(f"a file name is not UTF-8: {given!r}. Rename it (convmv -t utf8).") from error
+    except OSError as error:
+        raise UserError(f"cannot read {given}: {error}. Check that it exists and that you may read it.") from error
+    if not media:
+        raise UserError(f"no video and no picture in {given}: it has {len(names)} files. A file named itself is tried.")
+    return {storage.join(place, name): info for name, info in zip(media, infos, strict=True)}
+
+
+def _infos(filesystem: fs.FileSystem, path: str, names: list[str]) -> list[fs.FileInfo]:
+    """Of each of these files below `path`."""
+    paths = [posixpath.join(path, name) for name in names]
+    if isinstance(filesystem, fs.LocalFileSystem):  # its selector stops at a file that vanishes
+        return list(filesystem.get_file_info(paths))
+    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))  # a thousand per request, not one
+    by_path = {info.path: info for info in found}
+    return [by_path[path] for path in paths]
+
+
+def _pending(videos: pa.Table, place: str) -> pa.Table:
+    """Of these: those without a row, or with one of a failure or of a file that was another one."""
+    columns = ["video_id", "num_bytes", "modified_ns"]
+    parts = tables.read_parts(place, tables.part_names(place), [*columns, "status"])
+    rows = pa.concat_tables([part.select([*columns, "status"]) for part in parts] or [NO_ROWS])
+    rows = rows.filter(pc.is_in(rows["status"], pa.array(tables.FINAL))).select(columns)
+    return videos.join(rows, columns, join_type="left anti").sort_by("uri") if len(videos) else videos
+
+
+NO_ROWS = schemas.VERDICTS.empty_table().select(["video_id", "num_bytes", "modified_ns", "status"])
+
+
+def _drop(place: str, made_with: dict[str, Any], video_id_V: pa.Array) -> None:
+    """Removes the rows of these videos. A part has others besides once it was compacted."""
+    names = tables.part_names(place)
+    for name, ids in zip(names, tables.read_parts(place, names, ["video_id"]), strict=True):
+        if pc.any(pc.is_in(ids["video_id"], video_id_V)).as_py():
+            part = tables.read_part(place, name)
+            keep = part.filter(pc.invert(pc.is_in(part["video_id"], video_id_V)))
+            if len(keep):
+                storage.write_bytes(storage.join(place, name), tables.to_parquet(keep, made_with))
+            else:
+                storage.delete(storage.join(place, name))
+
+
+# --- one video
+
+
+class Examiner:
+    """Holds the detector; examines one video after another, and writes what it finds.
+
+    Args:
+        job: of all videos.
+        networks: the detector, and the one that explains it.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, job: Job, networks: Networks, device: str) -> None:
+        from raydistal.detector.heatmaps import Heatmaps
+        from raydistal.detector.scoring import Scorer
+
+        heat = Heatmaps(networks.heat, device) if networks.heat else None
+        self.job, self.judge = job, examine.Judge(job.name, job.about, Scorer(networks.judge, device), heat)
+
+    def __call__(self, video: dict[str, Any], title: str = "") -> dict[str, Any]:
+        """Writes the folder of a video and its row, which it returns; `title`: shows how far it is, under that."""
+        began = time.monotonic()
+        out, claim = storage.absolute(self.job.config.out), self.job.claim
+        folder = f"results/{_safe_name(video['uri'])}-{video['video_id'][:8]}"
+        row = dict.fromkeys(schemas.VERDICTS.names) | video | {"model_id": self.job.made_with["model_id"]}
+        try:
+            with _publishing(storage.join(out, *folder.split("/")), claim) as made:
+                row |= _told(self._examine(video, made, title)) | {"folder": folder}
+        except VideoError as failure:
+            row |= {"status": failure.status, "error": str(failure)}
+        row["seconds"] = time.monotonic() - began
+        tables.write_part(claim.location, pa.Table.from_pylist([row], schemas.VERDICTS), self.job.made_with)
+        return row
+
+    def _examine(self, video: dict[str, Any], folder: Path, title: str) -> dict[str, Any]:
+        name = posixpath.basename(storage.resolve(video["uri"])[1])
+
+        def look(path: str) -> dict[str, Any]:
+            steps = examine.examine(path, name, str(folder), self.judge, self.job.config.examination, video["video_id"])
+            try:
+                return _follow(steps, title)
+            except OSError as error:  # not the file's, which its children read
+                raise UserError(f"cannot write {folder}: {error}. Make room, or give another --out.") from error
+
+        try:
+            return storage.with_copy(video["uri"], look)
+        except OSError as error:
+            raise DecodeError(f"cannot be read: {error}") from error
+
+
+def _follow(steps: Generator[examine.Progress, None, dict[str, Any]], title: str) -> dict[str, Any]:
+    """What the steps return; with a title, each stage of them has a bar."""
+    stage, bar, came = "", None, time.monotonic()
+    with closing(steps), ExitStack() as shown:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return dict(end.value)
+            if title and step.stage != stage:
+                stage = step.stage
+                shown.close()  # the bar of the stage before
+                bar = shown.enter_context(Progress(f"{title}: {stage}", step.total, unit="frames"))
+                bar.began = came  # for its rate: it does not begin with its first step
+            if bar:
+                bar.advance(step.done - bar.num_done)
+            came = time.monotonic()
+
+
+@contextmanager
+def _publishing(place: str, claim: tables.Claim) -> Iterator[Path]:
+    """A local folder that becomes `place` at the end: at once, or on an object store with its verdict last."""
+    claim.check()  # here and below, as the workers of a job that was paused or killed may still be at it
+    storage.delete_folder(place)  # of a file that was another one
+    is_local = not storage.is_uri(place)
+    parent = Path(place).parent if is_local else Path(tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
+    try:
+        yield made
+        claim.check()
+        if is_local:
+            made.chmod(0o755)
+            made.replace(place)
+            return
+        for path in sorted(made.iterdir(), key=lambda path: path.name == RESULT):
+            with pa.memory_map(str(path)) as content:  # a long video may be larger than memory
+                storage.write_bytes(storage.join(place, path.name), content.read_buffer())
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _remove_unfinished(out: str) -> None:
+    """What killed workers left."""
+    if not storage.is_uri(out):
+        for folder in Path(out, "results").glob(".tmp-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _safe_name(uri: str) -> str:
+    """Of a file, without what a file system, a shell or a page could stumble over."""
+    stem = posixpath.basename(storage.resolve(uri)[1]).rpartition(".")[0]
+    return re.sub(r"[^\w.-]+", "_", stem)[:40].strip("._-") or "video"
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    """The row of a result."""
+    video, tracks = result["video"], result["tracks"]
+    judged = [track for track in tracks if track["is_judged"]]
+    verdicts = Counter(track["verdict"] for track in judged)
+    told = {name: video[name] for name in ("width_px", "height_px", "num_frames", "duration_s", "is_picture")}
+    told |= {name: result[name] for name in ("status", "error", "verdict", "probability", "reason")}
+    told |= {"num_tracks": len(tracks), "num_judged_tracks": len(judged), "num_faces": len(result["timeline"])}
+    told |= {"num_fake_tracks": verdicts["fake"], "num_unsure_tracks": verdicts["unsure"]}
+    return told | {"max_track_probability": max((track["probability"] for track in judged), default=None)}
+
+
+# --- all videos
+
+
+def _examine_all(job: Job, networks: Networks, pending: pa.Table) -> None:
+    if not len(pending):
+        return
+    if _is_few(pending):
+        return _here(job, networks, pending)
+    told: Counter[str] = Counter()
+    with Progress("detect", len(pending), unit="videos") as progress:
+        for rows in _on_cluster(job, networks, pending):
+            told.update(_counts(rows))
+            note = ", ".join(f"{told[name]} {name}" for name in ("fake", "unsure", "failed") if told[name])
+            progress.advance(len(rows), note)
+    return None
+
+
+def _here(job: Job, networks: Networks, pending: pa.Table) -> None:
+    import torch
+
+    on_gpu = job.config.device != "cpu" and torch.cuda.is_available()
+    examiner = Examiner(job, networks, "cuda" if on_gpu else "cpu")
+    for number, video in enumerate(pending.to_pylist(), 1):
+        examiner(video, "detect" if len(pending) == 1 else f"detect {number} of {len(pending)}")
+
+
+def _on_cluster(job: Job, networks: Networks, pending: pa.Table) -> Iterator[pa.Table]:
+    """Runs the stage; yields status and verdict of what is done."""
+    import ray
+    import ray.data
+
+    growth = Growth(job.config.budget.max_nodes, use_gpu(job.config.device))
+    bound_queues(growth)
+    low, high = _num_actors(growth, len(pending), job.config.num_workers)
+    options = network_actors(low, len(pending), growth) | {
+        "compute": ray.data.ActorPoolStrategy(min_size=low, max_size=high),
+        "num_cpus": 1,
+        "num_gpus": growth.on_gpu / ACTORS_PER_GPU,
+    }
+    dataset = ray.data.from_blocks(in_blocks(pending, high)).map_batches(
+        DetectStage,
+        fn_constructor_args=(job, ray.put(networks)),  # read once, handed to every actor by the object store
+        batch_format="pyarrow",
+        batch_size=None,  # the block: rows leave one by one as they are done
+        **options,
+    )
+    try:
+        with demand(growth, len(pending)):
+            yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    except UserError as error:  # from a worker, with its traceback
+        raise getattr(error, "cause", error) from None
+
+
+def _num_actors(growth: Growth, num_videos: int, num_workers: int) -> tuple[int, int]:
+    """So many from the start, and up to so many; `num_workers` as in the config."""
+    low, high = growth.cpus, growth.cpus_for(num_videos)
+    if growth.on_gpu:
+        low, high = (ACTORS_PER_GPU * num for num in growth.actors_for(num_videos))
+    return num_workers or max(1, min(low, num_videos)), num_workers or max(1, min(high, num_videos))
+
+
+class DetectStage:
+    """Actor: an `Examiner` on one CPU. Gives status and verdict of each video as it is done."""
+
+    def __init__(self, job: Job, networks: "ray.ObjectRef[Networks]") -> None:
+        import ray
+        import torch
+
+        torch.set_num_threads(1)  # there is an actor for each CPU
+        self.examiner = Examiner(job, ray.get(networks), "cuda" if ray.get_gpu_ids() else "cpu")
+
+    def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
+        for video in videos.to_pylist():
+            row = self.examiner(video)
+            add_seconds("detect", "examine", row["seconds"])
+            if row["status"] not in tables.FINAL:
+                log_failure("detect", row["video_id"], row["status"], row["error"])
+            yield pa.Table.from_pylist([row], schemas.VERDICTS).select(["status", "verdict"])
+
+
+def _finish(out: str, place: str, made_with: dict[str, Any]) -> None:
+    """Writes `_table.json`, and the table once more for whoever opens it by a double click, most alarming first."""
+    rows = _by_alarm(tables.read_table(place, "detect"))
+    sink = pa.BufferOutputStream()
+    csv.write_csv(rows.drop_columns(["modified_ns"]), sink)
+    storage.write_bytes(storage.join(out, "verdicts.csv"), sink.getvalue())
+    tables.write_info(place, made_with, num_rows=len(rows), counts=_counts(rows))
+
+
+# --- what is told
+
+KINDS = ("fake", "unsure", "real", "no_face", "failed")
+SIGNS = {"fake": "▲ FAKE", "unsure": "? unsure", "real": "● real", "no_face": "- no face", "failed": "✕ failed"}
+STYLES = {"fake": "bold red", "unsure": "yellow", "real": "green", "no_face": "dim", "failed": "magenta"}
+
+
+def _kinds(rows: pa.Table) -> pa.ChunkedArray:
+    """One of KINDS for each row: the verdict, or why there is none."""
+    is_final = pc.is_in(rows["status"], pa.array(tables.FINAL))
+    return pc.if_else(is_final, pc.coalesce(rows["verdict"], rows["status"]), "failed")
+
+
+def _counts(rows: pa.Table) -> dict[str, int]:
+    return tables.count_values(_kinds(rows)) if len(rows) else {}
+
+
+def _by_alarm(rows: pa.Table) -> pa.Table:
+    """Sorted: fake, unsure, real, the others; each of them by its most suspicious track."""
+    order = pc.index_in(_kinds(rows), pa.array(KINDS))
+    keys = [("order", "ascending"), ("max_track_probability", "descending"), ("uri", "ascending")]
+    return rows.append_column("order", order).sort_by(keys).drop_columns(["order"])
+
+
+def _print(config: Config, about: dict[str, Any], rows: pa.Table) -> None:
+    """For 80 columns, on stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    console.print(_table(_by_alarm(rows)[:NUM_SHOWN], with_reasons=len(rows) <= NUM_EXPLAINED))
+    if len(rows) > NUM_SHOWN:
+        console.print(f"... and {len(rows) - NUM_SHOWN} more, less alarming, in {config.out}/verdicts.csv")
+    counts = _counts(rows)
+    if "unsure" in counts:
+        band = Band.around(about["threshold"]["video"], config.examination.band)
+        between = f"between {band.low:.2f} and {band.high:.2f}, or too few frames of a face"
+        console.print(f"unsure: {between}. The detector cannot tell: look for yourself.")
+    if about["data"].get("synthetic"):
+        console.print("This detector learnt from synthetic videos: what it says of others means nothing.")
+    folders = pc.drop_null(rows["folder"]).to_pylist()
+    if folders:
+        place = folders[0] if len(folders) == 1 else "results"
+        console.print("Annotated videos, faces and timelines are in")
+        console.print(storage.join(config.out, *place.split("/")), soft_wrap=True)  # one line, to be copied
+
+
+def _table(rows: pa.Table, with_reasons: bool) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("P(fake)", justify="right", no_wrap=True)
+    table.add_column("people", justify="right", no_wrap=True)
+    table.add_column("video", overflow="fold")
+    common = os.path.commonprefix(rows["uri"].to_pylist())  # noqa: RUF071 -- of paths and URIs
+    common = common[: common.rfind("/") + 1]
+    for kind, row in zip(_kinds(rows).to_pylist(), rows.to_pylist(), strict=True):
+        probability = "" if row["probability"] is None else f"{row['probability']:.2f}"
+        num = "" if row["num_judged_tracks"] is None else f"{row['num_judged_tracks']}"
+        name = Text(_printable(_shortened(row["uri"][len(common) :])))
+        if why := _printable(row["error"] or (with_reasons and row["reason"]) or ""):
+            name.append(f"\n{why}", "dim")
+        table.add_row(Text(SIGNS[kind], STYLES[kind]), probability, num, name)
+    return table
+
+
+def _shortened(name: str, length: int = 48) -> str:
+    return name if len(name) <= length else f"{name[: length // 2]}...{name[-length // 2 + 3 :]}"
+
+
+def _printable(text: str) -> str:
+    """Without what would move the cursor, change colours or turn the direction of writing."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
