@@ -19,7 +19,7 @@ from benchmarks.clips import FOLDER
 from benchmarks.measure import Ratio
 from raydistal import tables
 
-Bench = Literal["decode", "detect", "extract", "naive", "train", "compress", "plan"]
+Bench = Literal["decode", "detect", "verdicts", "extract", "naive", "train", "compress", "plan", "serve"]
 BENCHES: tuple[Bench, ...] = get_args(Bench)
 
 
@@ -32,7 +32,7 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
     """
     prepare_environment()
     # They load what the environment is for.
-    from benchmarks import compress, decode, detect, extract, naive, plan, train
+    from benchmarks import compress, decode, detect, extract, naive, plan, serve, train, verdicts
 
     console = Console()
     print_conditions(console)
@@ -41,6 +41,8 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
         ratios += decode.run(console, sizes=("480p", "1080p"))
     if "detect" in only:
         ratios += detect.run(console, size="1080p", num_clips=3)
+    if "verdicts" in only:
+        ratios += verdicts.run(console, size="1080p", num_clips=3)
     if "extract" in only:
         ratios += extract.run(console, sizes=("480p", "1080p"), num_clips=8, num_videos=clips)
     if "naive" in only:
@@ -51,6 +53,8 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
         ratios += compress.run(console, identities=300)
     if "plan" in only:
         ratios += plan.run(console, size="480p", num_clips=8, num_videos=2 * clips, num_tried=32)
+    if "serve" in only:
+        ratios += serve.run(console, size="1080p")
     print_ratios(console, ratios)
 
 

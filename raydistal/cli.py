@@ -31,6 +31,7 @@ from raydistal.pipelines import (
     export,
     extract,
     generalise,
+    heatmaps,
     index,
     materialize,
     plan,
@@ -46,6 +47,7 @@ from raydistal.pipelines import (
     verify,
 )
 from raydistal.pipelines.scaling import UNLIMITED, Stopped, within
+from raydistal.serving import serve
 
 Asked = TypeVar("Asked")
 Verb = (
@@ -65,6 +67,8 @@ Verb = (
     | Annotated[compare.Config, tyro.conf.subcommand("compare")]
     | Annotated[generalise.Config, tyro.conf.subcommand("generalise")]
     | Annotated[difference.Config, tyro.conf.subcommand("difference")]
+    | Annotated[heatmaps.Config, tyro.conf.subcommand("heatmaps")]
+    | Annotated[serve.Config, tyro.conf.subcommand("serve")]
     | Annotated[share.Config, tyro.conf.subcommand("share")]
     | Annotated[materialize.Config, tyro.conf.subcommand("materialize")]
     | Annotated[verify.Config, tyro.conf.subcommand("verify")]
@@ -94,6 +98,8 @@ RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {
     compare.Config: compare.run,
     generalise.Config: generalise.run,
     difference.Config: difference.run,
+    heatmaps.Config: heatmaps.run,
+    serve.Config: serve.run,
     share.Config: share.run,
     materialize.Config: materialize.run,
     verify.Config: verify.run,
@@ -166,6 +172,11 @@ def needs_cluster(config: object) -> bool:
         return config.compute.num_workers > 0
     if isinstance(config, evaluate.Config):
         return not evaluate.is_scored(config)
+    if isinstance(config, serve.Config):
+        serve.check(config)
+        return True
+    if isinstance(config, heatmaps.Config):
+        return not heatmaps.is_looked(config)
     if isinstance(config, detect.Config):
         return not detect.is_small(config)
     here = export.Config | cost.Config | index.Config | difference.Config | report.Config

@@ -18,6 +18,7 @@ from packaging.version import Version
 
 from raydistal import cli
 from raydistal.pipelines import submit
+from raydistal.serving import settings
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -84,21 +85,27 @@ POD = {
 }
 GROUP = {"rayStartParams": {"num-cpus": None}, "template": {"spec": POD}}
 WORKERS = GROUP | dict.fromkeys(("groupName", "replicas", "minReplicas", "maxReplicas"))
+CLUSTER_SPEC = {
+    "rayVersion": None,
+    "authOptions": {"mode": None},
+    "enableInTreeAutoscaling": None,
+    "autoscalerOptions": {
+        "version": None,
+        "idleTimeoutSeconds": None,
+        "resources": RESOURCES,
+        "securityContext": SECURITY,
+    },
+    "headGroupSpec": {"serviceType": None} | GROUP,
+    "workerGroupSpecs": [WORKERS],
+}
 OBJECT = {"apiVersion": None, "kind": None, "metadata": {"name": None, "generateName": None, "labels": {"*": None}}}
 SPECS: dict[str, dict[str, Any]] = {
     "ServiceAccount": {},
-    "RayCluster": {
-        "rayVersion": None,
-        "authOptions": {"mode": None},
-        "enableInTreeAutoscaling": None,
-        "autoscalerOptions": {
-            "version": None,
-            "idleTimeoutSeconds": None,
-            "resources": RESOURCES,
-            "securityContext": SECURITY,
-        },
-        "headGroupSpec": {"serviceType": None} | GROUP,
-        "workerGroupSpecs": [WORKERS],
+    "RayCluster": CLUSTER_SPEC,
+    "RayService": {
+        "upgradeStrategy": {"type": None},
+        "serveConfigV2": {"*": None},  # has its own reader
+        "rayClusterConfig": CLUSTER_SPEC,
     },
     "RayJob": {"clusterSelector": {"*": None}, "entrypoint": None},
 }
@@ -106,7 +113,11 @@ SPECS: dict[str, dict[str, Any]] = {
 
 def read(name: str) -> list[dict[str, Any]]:
     """The documents of a file of cluster/, without aliases: each key can be changed alone."""
-    return json.loads(json.dumps(list(yaml.safe_load_all((CLUSTER / name).read_text()))))
+    documents = json.loads(json.dumps(list(yaml.safe_load_all((CLUSTER / name).read_text()))))
+    for document in documents:
+        if served := document.get("spec", {}).get("serveConfigV2"):  # text there
+            document["spec"]["serveConfigV2"] = yaml.safe_load(served)
+    return documents
 
 
 def unknown(content: Any, allowed: Any) -> list[str]:
@@ -158,11 +169,28 @@ def check_kuberay(documents: list[dict[str, Any]]) -> None:
 
     for document in documents:
         assert not unknown(document, OBJECT | ({"spec": spec} if (spec := SPECS[document["kind"]]) else {}))
-        if document["kind"] == "RayCluster":
+        if document["kind"] in ("RayCluster", "RayService"):
             named = document | {"metadata": document["metadata"] | {"namespace": "default"}}
+            named["spec"] = document["spec"].get("rayClusterConfig", document["spec"])
             _derive_autoscaling_config_from_ray_cr(named)
+        if document["kind"] == "RayService":
+            check_serve([document["spec"]["serveConfigV2"]])
         elif document["kind"] == "RayJob":
             check_command(document["spec"]["entrypoint"])
+
+
+def check_serve(documents: list[dict[str, Any]]) -> None:
+    """How `serve run` reads it, which by itself ignores keys that it does not know, and how the app reads its args."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from raydistal.serving import app
+
+    [config] = documents
+    jsonschema.validate(config, closed(ServeDeploySchema.model_json_schema()))
+    [application] = ServeDeploySchema.model_validate(config).applications
+    assert application.import_path == f"{app.build.__module__}:{app.build.__name__}"
+    assert settings.parse(application.args).limits
+    assert not config["logging_config"]["enable_access_log"]
 
 
 def check_command(line: str) -> None:
@@ -180,6 +208,7 @@ def check_command(line: str) -> None:
 CHECKS: list[tuple[str, Callable[[list[dict[str, Any]]], None]]] = [
     *((name, check_ray_up) for name in RAY_UP),
     *((name, check_kuberay) for name in KUBERAY),
+    ("serve.yaml", check_serve),
 ]
 FREE = {"file_mounts", "available_node_types", "labels", "clusterSelector"}  # their keys are names of our own
 
@@ -229,10 +258,11 @@ def test_there_is_one_image_with_one_ray_everywhere():
     assert f"--tag {IMAGE} ." in DOCKERFILE
     assert {read(name)[0]["docker"]["image"] for name in RAY_UP} == {IMAGE}
     _, cluster = read("kuberay/raycluster.yaml")
-    spec = cluster["spec"]
-    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-    assert {container["image"] for group in groups for container in group["template"]["spec"]["containers"]} == {IMAGE}
-    assert spec["rayVersion"] == RAY_VERSION
+    [service] = read("kuberay/rayservice.yaml")
+    for spec in (cluster["spec"], service["spec"]["rayClusterConfig"]):
+        pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+        assert {container["image"] for pod in pods for container in pod["containers"]} == {IMAGE}
+        assert spec["rayVersion"] == RAY_VERSION
     assert set(re.findall(r"raydistal:[\w.-]+", (ROOT / "docs/cluster.md").read_text())) == {IMAGE}
 
 
@@ -261,15 +291,16 @@ def test_ray_up_costs_nothing_idle_and_opens_no_port(name):
 
 def test_kuberay_asks_for_a_token_and_for_what_it_may_use():
     account, cluster = read("kuberay/raycluster.yaml")
-    spec = cluster["spec"]
-    assert spec["authOptions"] == {"mode": "token"}
-    assert [group["minReplicas"] for group in spec["workerGroupSpecs"]] == [0, 0]
-    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-        pod = group["template"]["spec"]
-        [container] = pod["containers"]
-        assert pod["serviceAccountName"] == account["metadata"]["name"]
-        assert container["resources"]["requests"] == container["resources"]["limits"]
-        assert container["securityContext"]["runAsNonRoot"]
+    [service] = read("kuberay/rayservice.yaml")
+    assert [group["minReplicas"] for group in cluster["spec"]["workerGroupSpecs"]] == [0, 0]
+    for spec in (cluster["spec"], service["spec"]["rayClusterConfig"]):
+        assert spec["authOptions"] == {"mode": "token"}
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            pod = group["template"]["spec"]
+            [container] = pod["containers"]
+            assert pod["serviceAccountName"] == account["metadata"]["name"]
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+            assert container["securityContext"]["runAsNonRoot"]
     for name in KUBERAY:
         for document in read(name):
             if document["kind"] == "RayJob":
@@ -321,7 +352,7 @@ def test_kuberay_files_against_its_crds():
     folder = Path(os.environ["RAYDISTAL_KUBERAY_CRDS"])
     crds = {crd["spec"]["names"]["kind"]: crd for path in folder.glob("*.yaml") if (crd := load_crd(path))}
     for name in KUBERAY:
-        for document in read(name):
+        for document in yaml.safe_load_all((CLUSTER / name).read_text()):
             if document["kind"] != "ServiceAccount":
                 check_crd(document, crds[document["kind"]])
 

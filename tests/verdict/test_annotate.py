@@ -7,8 +7,10 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange
 
 from raydistal.errors import DecodeError
+from raydistal.verdict import annotate as annotate_module
 from raydistal.verdict import sound
 from raydistal.verdict.annotate import Canvas, annotate
 from raydistal.verdict.drawing import STYLES
@@ -167,8 +169,9 @@ def test_other_sound_becomes_aac_and_stays_in_time(tmp_path, out, codec, suffix,
     assert times_s(out) == pytest.approx(times_s(path), abs=1e-9)
 
 
-def test_a_recording_that_starts_late_starts_at_0(tmp_path, out):
-    path = write_with_sound(tmp_path / "clip.ts", "mp2", late_s=3600, picture_late_s=3600)
+@pytest.mark.parametrize("codec", ["mp2", "aac"])
+def test_a_recording_that_starts_late_starts_at_0(tmp_path, out, codec):
+    path = write_with_sound(tmp_path / "clip.ts", codec, late_s=3600, picture_late_s=3600)
     seen_s = times_s(path)
     assert seen_s[0] >= 3600
     run(path, out, track(pts_s=seen_s[10:20]))
@@ -192,6 +195,15 @@ def test_damaged_sound_does_not_cost_the_video(tmp_path, out, codec):
     run(path, out, track())
     assert len(times_s(out)) == 50
     assert packets_of(out)
+
+
+@pytest.mark.parametrize("trouble", [av.error.InvalidDataError(1, "x"), ValueError("another format"), DecodeError("x")])
+def test_sound_is_kept_up_to_where_it_breaks(trouble):
+    def breaking():
+        yield 0.0, "packet"
+        raise trouble
+
+    assert list(sound._unbroken(breaking())) == [(0.0, "packet")]
 
 
 def test_sound_that_mp4_does_not_take_is_left_out(tmp_path, out, monkeypatch):
@@ -294,12 +306,14 @@ def test_no_larger_than_browsers_decode(source, expected):
     assert (canvas.width_px, canvas.height_px) == expected
 
 
-@pytest.mark.parametrize("pix_fmt", ["yuvj420p", "rgb24", "gray", "yuv420p10le", "pal8"])
+@pytest.mark.parametrize("pix_fmt", ["yuvj420p", "full", "rgb24", "gray", "yuv420p10le", "pal8"])
 def test_colours_are_right_whatever_the_source_has(pix_fmt):
     rgb_HWC = np.full((64, 64, 3), (120, 120, 120) if pix_fmt == "gray" else (200, 90, 40), np.uint8)
     picture = av.VideoFrame.from_ndarray(rgb_HWC, format="rgb24")
     if pix_fmt == "pal8":
         picture = av.VideoFrame.from_ndarray((np.zeros((64, 64), np.uint8), palette((200, 90, 40))), format="pal8")
+    elif pix_fmt == "full":
+        picture = picture.reformat(format="yuv420p", dst_color_range=ColorRange.JPEG)
     elif pix_fmt != "rgb24":
         picture = picture.reformat(format=pix_fmt)
     frame = Frame(0, 0.0, picture)
@@ -325,14 +339,25 @@ def test_pixels_that_are_not_square_stay_so(make_clip, tmp_path, out):
         assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
 
 
-@pytest.mark.parametrize("suffix", ["mkv", "ts"])
-def test_a_file_that_breaks_off_gives_what_it_holds(make_clip, out, suffix):
-    path = make_clip(f"clip.{suffix}", num_frames=40, options={"g": "12"})
+@pytest.mark.parametrize("codec", ["aac", "flac"])
+def test_a_file_that_breaks_off_gives_what_it_holds(tmp_path, out, codec):
+    path = write_with_sound(tmp_path / "clip.mkv", codec, click_s=0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     whole = [frame.pts_s for frame in frames_of(path)]
-    assert 10 < len(whole) < 40
+    assert 10 < len(whole) < 50
     assert run(path, out, track())["frames_done"] == len(whole)
     assert times_s(out) == pytest.approx(whole, abs=1e-9)
+    assert packets_of(out)[-1][0] > 0.5
+
+
+def test_what_is_given_up_leaves_nothing_behind(make_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(annotate_module, "REPORT_EVERY_S", -1)
+    path = make_clip("clip.mp4", num_frames=30)
+    told = annotate(str(path), str(tmp_path / "annotated.mp4"), [track()])
+    assert [next(told)["frames_done"][0].as_py() for _ in range(20)] == list(range(1, 21))
+    assert Path(tmp_path, "annotated.mp4.part").exists()
+    told.close()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["annotated.mp4", "annotated.jpg"])

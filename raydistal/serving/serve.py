@@ -1,0 +1,87 @@
+"""serve: the web app, until it is told to stop."""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from raydistal.errors import UserError
+from raydistal.serving.settings import App
+
+NAME = "raydistal"
+OPEN_TO_ALL = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Serve a web app: upload a video, see what the detector says of its faces."""
+
+    app: App
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0: all of this machine. There is no login: see docs/serve.md."""
+    port: int = 8000
+    """To listen on."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise UserError("--port must be from 1 to 65535")
+
+
+def check(config: Config) -> None:
+    """Raises UserError if the detector does not do, the settings are wrong, or the port is taken."""
+    from raydistal.detector import checkpoint
+    from raydistal.verdict import examine
+
+    config.app.settings()
+    examine.check(checkpoint.read_about(config.app.detector), config.app.detector)
+    if "RAY_ADDRESS" not in os.environ:  # else the head listens, which may be another machine
+        _check_port(config.host, config.port)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Serves on the connected cluster until Ctrl-C or SIGTERM, then ends what it started.
+
+    Raises:
+        UserError: as `check`, or the cluster serves something else.
+    """
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    if serve.status().proxies:
+        raise UserError("this cluster serves already: add this app to its config file, as cluster/serve.yaml shows")
+
+    from raydistal.serving import app
+
+    began = time.monotonic()
+    application = app.bind(config.app)
+    http = {"host": config.host, "port": config.port}
+    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=app.QUIET)
+    try:
+        serve.run(application, name=NAME, route_prefix="/")
+        host = socket.gethostname() if config.host in OPEN_TO_ALL else config.host
+        url = f"http://{f'[{host}]' if ':' in host else host}:{config.port}/"
+        if config.host in OPEN_TO_ALL:
+            print("serve: there is no login, whoever reaches the port may use it: docs/serve.md", file=sys.stderr)
+        print(f"serve: {url} after {time.monotonic() - began:.0f} s; Ctrl-C ends it", file=sys.stderr, flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print("serve: ending", file=sys.stderr)
+    finally:
+        serve.shutdown()
+    return {"url": url, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _check_port(host: str, port: int) -> None:
+    """Ray Serve would share the port with another server."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as left by a server that has just ended
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from error

@@ -1,0 +1,57 @@
+"""What `raydistal serve` refuses before it starts a cluster."""
+
+import json
+import socket
+
+import pytest
+
+from raydistal import cli
+from raydistal.errors import UserError
+from raydistal.serving import settings
+from raydistal.serving.serve import Config
+from raydistal.serving.settings import App, Limits
+
+ABOUT = {"format": "detector/1", "architecture": "xception", "input_px": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}
+ABOUT |= {"digest": "0" * 16, "threshold": {"video": 0.5}, "data": {"faces": {"detector": "haar"}}}
+
+
+def test_what_cannot_be_served_starts_no_cluster(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    app = App(detector=str(tmp_path))
+    with pytest.raises(UserError, match=r"detector\.json"):
+        cli.needs_cluster(Config(app=app))
+    (tmp_path / "detector.json").write_text(json.dumps(ABOUT))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"127.0.0.1:{port}.*--port"):
+            cli.needs_cluster(Config(app=app, port=port))
+    assert cli.needs_cluster(Config(app=app, port=port))
+    with pytest.raises(UserError, match="every:N"):
+        cli.needs_cluster(Config(app=App(detector=str(tmp_path), timeline="ten"), port=port))
+    with pytest.raises(UserError, match="cannot listen on"):  # no address of this machine
+        cli.needs_cluster(Config(app=app, host="203.0.113.1"))
+    (tmp_path / "detector.json").write_text(json.dumps(ABOUT | {"data": {}}))
+    with pytest.raises(UserError, match="train it again"):
+        cli.needs_cluster(Config(app=app))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"limits": {"max_queue": 0}}, "above 0"),
+        ({"limits": {"max_queue": "9"}}, "limits.max_queue"),
+        ({"limits": {"timeout_s": 0}}, "--timeout-s"),
+        ({"examiners": -1}, "--examiners"),
+        ({"device": "tpu"}, "device"),
+        ({"detectors": "x"}, "detectors"),
+        ({"detector": None}, "detector"),
+    ],
+)
+def test_wrong_args_of_a_config_file_say_what(wrong, message):
+    with pytest.raises(UserError, match=message):
+        settings.parse({"detector": "x"} | wrong)
+
+
+def test_args_of_a_config_file_are_options():
+    told = {"detector": "x", "band": 0.2, "heatmaps": False, "limits": {"keep_minutes": 5}}
+    assert settings.parse(told) == App(detector="x", band=0.2, heatmaps=False, limits=Limits(keep_minutes=5))
