@@ -24,7 +24,6 @@ MAY_IMPORT = {
     "features": CONTRACTS | {"storage"},
     "selection": CONTRACTS,
     "detector": CONTRACTS | {"storage", "tables", "faces", "features", "selection"},
-    "verdict": CONTRACTS | {"storage", "video", "faces", "detector"},
     "compression": CONTRACTS | {"storage", "tables", "faces", "detector"},
     "search": CONTRACTS | {"storage", "tables", "detector"},
     "report": CONTRACTS | {"storage", "tables", "faces"},
