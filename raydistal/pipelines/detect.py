@@ -162,6 +162,7 @@ def _made_with(config: Config, about: dict[str, Any]) -> dict[str, Any]:
         "band": asked.band,
         "draw": asked.draw,
         "heatmaps": config.heatmaps,
+        "draw_heat": asked.draw_heat,
     }
 
 

@@ -8,7 +8,6 @@
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import sys
 import tempfile
@@ -210,13 +209,14 @@ def _ask(method: Any, crops_NHWC: Crops) -> npt.NDArray[np.float32]:
         VideoError: there is none, or it does not answer.
     """
     for _ in range(ATTEMPTS):
-        with contextlib.suppress(RayError):
-            try:
-                return np.asarray(method.remote(crops_NHWC).result(timeout_s=ASK_S))
-            except RayTaskError:
-                raise
-            except TimeoutError:
-                raise TimeLimitError(f"the detector did not answer within {ASK_S:g} s") from None
+        try:
+            return np.asarray(method.remote(crops_NHWC).result(timeout_s=ASK_S))
+        except RayTaskError:  # a bug there
+            raise
+        except TimeoutError:
+            raise TimeLimitError(f"the detector did not answer within {ASK_S:g} s") from None
+        except RayError:
+            continue
     raise CrashedError(f"the process with the detector was lost {ATTEMPTS} times")
 
 

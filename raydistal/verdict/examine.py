@@ -61,6 +61,8 @@ class Settings:
     """A probability that is nearer than this to the threshold is unsure."""
     draw: bool = True
     """Also make the video again with boxes."""
+    draw_heat: bool = True
+    """There as well, if there are heatmaps: they hide much of a face."""
     timeout_s: float = 300
     """Seconds that finding the faces, or drawing, may take."""
     memory_mib: int = 2048
@@ -291,13 +293,14 @@ def _to_draw(tracks: list[dict[str, Any]], watched: Watched, faces: list[result.
     drawn = {track["track"]: {key: track[key] for key in ("track", "verdict", "probability")} for track in tracks}
     of_faces = watched.judge.about["data"]["faces"]
     margin = None if of_faces["detector"] == "none" else of_faces["margin"]  # None: the crop was the box
+    is_hot = watched.judge.heat and watched.settings.draw_heat
     for one in drawn.values():
-        one |= {"pts_s": [], "box_xyxy_px": [], "heat": [] if watched.judge.heat else None}
+        one |= {"pts_s": [], "box_xyxy_px": [], "heat": [] if is_hot else None}
         one |= {"heat_shape": watched.heat[0].shape, "margin": margin}
     for face, heat_hw in zip(faces, watched.heat, strict=True):
         one = drawn[face.track]
         one["pts_s"].append(face.pts_s + watched.start_s)
         one["box_xyxy_px"].append(face.box_xyxy_px)
-        if watched.judge.heat:
+        if is_hot:
             one["heat"].append(base64.b64encode(heat_hw.tobytes()).decode())
     return list(drawn.values())

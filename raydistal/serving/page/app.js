@@ -443,7 +443,12 @@ function hatching(id) {
 function scale({ probability: value, detector, tracks }, width) {
   const x = (share) => 8 + share * (width - 16);
   const faces = tracks.length > 1 ? tracks.filter((track) => track.is_judged) : []; // one face is the video
-  const words = `Probability of fake ${probability(value)}, on a scale from 0 to 1. The threshold is ${probability(detector.threshold)}; from ${probability(detector.low)} to ${probability(detector.high)} it is unsure. ${faces.map((track) => `Face ${track.track}: ${probability(track.probability)}.`).join(" ")}`;
+  const { low, high, threshold } = detector;
+  const words = [
+    `Probability of fake ${probability(value)}, on a scale from 0 to 1.`,
+    `The threshold is ${probability(threshold)}; from ${probability(low)} to ${probability(high)} it is unsure.`,
+    ...faces.map((track) => `Face ${track.track}: ${probability(track.probability)}.`),
+  ].join(" ");
   const drawing = svg(
     "svg",
     { viewBox: `0 0 ${width} 90`, width, height: 90, role: "img", "aria-label": words },
