@@ -491,9 +491,12 @@ def _in_workers(job: Job) -> None:
     """Ray Train starts the workers, again when some are lost; what they tell comes through an actor."""
     import ray
     import ray.train
+    from ray.data._internal.stats import get_or_create_stats_actor
     from ray.exceptions import RayError
     from ray.train.torch import TorchTrainer
 
+    # One per cluster, for ever, on the node where Ray Data was first used: a worker's would never be given back.
+    get_or_create_stats_actor()
     controllers: list[Any] = []
 
     class Trainer(TorchTrainer):
