@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -117,7 +118,10 @@ def parse(arguments: Sequence[str] | None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one verb and exits with its code."""
+    """Runs one verb and exits with its code; `--version` tells what is installed."""
+    if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
+        print(f"raydistal {metadata.version('raydistal')}, ray {metadata.version('ray')}")
+        return
 
     def work(config: Any) -> dict[str, Any]:
         if needs_cluster(config):

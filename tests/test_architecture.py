@@ -77,8 +77,9 @@ def test_domain_packages_load_without_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_importing_the_command_line_loads_neither_ray_nor_torch() -> None:
-    code = "import sys, raydistal.cli; assert not {'ray', 'torch', 'matplotlib'} & set(sys.modules)"
+def test_importing_the_command_line_loads_nothing_slow() -> None:
+    slow = {"ray", "torch", "matplotlib", "sklearn", "pandas"}
+    code = f"import sys, raydistal.cli; assert not {slow} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -5,6 +5,7 @@ import os
 import secrets
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,12 @@ def test_help_fits_80_columns(verb):
     assert "usage: raydistal" in done.stdout
     lines = done.stdout.splitlines()
     assert max(len(line) for line in lines if not line.startswith("usage:")) <= 80
+
+
+def test_version():
+    done = raydistal("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"raydistal {version('raydistal')}, ray 2.")
 
 
 def test_index_says_what_it_found(folders, tmp_path):

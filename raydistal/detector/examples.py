@@ -21,7 +21,7 @@ from raydistal import storage, tables
 from raydistal.detector.augmentation import augment
 from raydistal.errors import UserError
 from raydistal.faces import crop
-from raydistal.selection.probe import sample_key, uniform
+from raydistal.selection.draws import sample_key, uniform
 
 EXAMPLES = pa.schema(
     [

@@ -10,7 +10,7 @@ from raydistal import schemas
 from raydistal.detector import comparison, subsets
 from raydistal.detector.comparison import Draws, Tried
 from raydistal.errors import UserError
-from raydistal.selection.probe import sample_key
+from raydistal.selection.draws import sample_key
 
 NUM_VIDEOS = 60
 
