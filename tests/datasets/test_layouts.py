@@ -72,6 +72,11 @@ def test_faceforensics_beside_deeperforensics(tree):
     assert fake in {entry.path for entry in layouts.read(root, "faceforensics").entries}
 
 
+def test_archives_that_are_not_unpacked(tree):
+    with pytest.raises(UserError, match=r"layout wilddeepfake\)\n  1 archives are not unpacked: fake_test/9\.tar\.gz"):
+        layouts.read(tree(["fake_test/9.tar.gz"]))
+
+
 def test_nothing_found_says_what_is_there_and_what_was_looked_for(tree):
     root = tree(["clips/a.mp4", "notes.txt"])
     with pytest.raises(UserError) as caught:
