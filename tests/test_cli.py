@@ -96,6 +96,14 @@ def test_wrong_use_is_exit_code_2_and_one_clear_message(arguments, message, tmp_
     assert "Traceback" not in done.stderr
 
 
+def test_a_place_that_cannot_be_written_to_is_told_without_a_traceback(folders, tmp_path):
+    (tmp_path / "file").touch()
+    done = raydistal("index", "--videos", folders, "--out", tmp_path / "file/run")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_weights_and_no_network_is_wrong_use(folders, tmp_path):
     last_line(raydistal("index", "--videos", folders, "--out", tmp_path / "run"))
     nowhere = {"TORCH_HOME": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
