@@ -15,8 +15,9 @@ and from BL, with the faces of the target:
     TL+FT+Q    the same with weights of 8 bits
     TL+adapter small adapters trained, all else frozen
 
-Only the review's abstract was at hand: which layers, which student and how long are ours. A stopped job goes on where
-it was.
+Only the review's abstract was at hand: which layers, which student and how long are ours. By summaries of it, CQ is of
+the linear layers; here it is of convolutions too, as nearly all weights are in those. A stopped job goes on where it
+was.
 """
 
 import dataclasses
