@@ -306,7 +306,7 @@ def clouds(theme: Theme, width_in: float, *, clouds: Sequence[Cloud], marked: st
         texts = {value: f"{value:g}" for value in sorted(set(cloud.x_N))}
         if len(texts) <= 6 and max(map(len, texts.values()), default=0) <= 4:  # few values, chosen by a person
             axes.set_xticks(list(texts), list(texts.values()))
-    for axes in list(every_axes)[len(clouds) :]:
+    for axes in every_axes:  # those that are left
         axes.set_axis_off()
     _legend(figure, theme, [marked, others], [look | {"markersize": 5} for look in looks])
     return figure
