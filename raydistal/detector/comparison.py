@@ -9,12 +9,12 @@ S seeds, V test videos, B resamples; number 0 of B + 1 is what was measured, not
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from raydistal.detector.metrics import bootstrap_weights, weighted_accuracy, weighted_auc
+from raydistal.detector.metrics import SAME, bootstrap_weights, weighted_accuracy, weighted_auc
 
 Metric = Literal["accuracy", "auc"]
 Versus = Literal["full", "random", "frame_count"]
@@ -56,7 +56,7 @@ class Draws(NamedTuple):
     num_groups: int
     """Of AUC, those of the class that has fewer: see `count_groups`."""
 
-    def minus(self, other: Self) -> "Draws":
+    def minus(self, other: "Draws") -> "Draws":
         """The difference, resample by resample."""
         num_seeds, num_groups = min(self.num_seeds, other.num_seeds), min(self.num_groups, other.num_groups)
         return Draws(self.value - other.value, self.value_B - other.value_B, num_seeds, num_groups)
@@ -78,7 +78,7 @@ class Draws(NamedTuple):
         if not len(value_B):
             return lowest, highest
         low, high = np.quantile(value_B, [0.025, 0.975])
-        if np.ptp(value_B) < 1e-9:
+        if np.ptp(value_B) <= SAME:
             low, high = low - 3 / self.num_groups, high + 3 / self.num_groups
         return max(lowest, float(low)), min(highest, float(high))
 
