@@ -3,14 +3,11 @@
 import shlex
 from functools import partial
 from operator import itemgetter
-from typing import Any
 
-from raydistal import storage, tables
 from raydistal.report import figures, page
 from raydistal.report.figures import Bars, Picture, picture
-from raydistal.report.page import Cell, Table, Tile, count, millions, percent
+from raydistal.report.page import Cell, Row, Table, Tile, count, millions, percent
 
-Row = dict[str, Any]
 SIZES = {"num_params": "parameters", "macs": "MACs", "size_mb": "size on disk"}
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 MAX_SHOWN = 8  # detectors in the figure
@@ -23,9 +20,7 @@ def write(location: str) -> str:
     Raises:
         UserError: nothing was measured.
     """
-    place = storage.join(location, "cost")
-    rows = tables.read_table(place, "cost").to_pylist()
-    info = tables.read_info(place)
+    info, rows = page.read(location, "cost", "cost")
     return page.write(
         location,
         "cost.html.j2",

@@ -107,7 +107,7 @@ def test_tiles_notices_and_rows(found):
         Tile("Found less well unseen", "4 of 4", ["methods left out, by model"]),
         Tile("Largest gap", "-20.0", ["points of AUC: swap, xception"]),
     ]
-    assert generalisation.notices(found) == ["Trained with 2 seeds only: how much luck is in a number cannot be told."]
+    assert generalisation.notices(found) == ["Only 2 seeds: the variation between trainings is poorly known."]
     assert generalisation.trained(found).rows[5] == [
         Cell("all but swap", "xception"),
         Cell("0"),
