@@ -63,16 +63,16 @@ def notices(rows: list[Row], info: Row) -> list[str]:
     found, detectors = [], _detectors(rows)
     if len(runtimes := sorted({row["runtime"] for row in detectors})) > 1:
         found.append(
-            f"The detectors run in {', '.join(runtimes)}: part of the differences in time is that of the runtimes. "
-            "Export all of them for one runtime to compare the detectors alone."
+            f"The runtimes differ ({', '.join(runtimes)}), which explains part of the differences in time. Export all "
+            "detectors for one runtime to compare the detectors alone."
         )
     if info["load_average"] > BUSY * info["num_cpus"]:
         found.append(
             f"The machine was busy before the measurement began: load average {info['load_average']:.1f} on "
-            f"{count(info['num_cpus'], 'CPU')}. Ratios suffer less from that than milliseconds."
+            f"{count(info['num_cpus'], 'CPU')}. This affects ratios less than milliseconds."
         )
     if len(sides := sorted({row["input_px"] for row in detectors})) > 1:
-        found.append(f"They look at faces of different sizes: {', '.join(map(str, sides))} pixels a side.")
+        found.append(f"Their input sizes differ: {', '.join(map(str, sides))} pixels a side.")
     return found
 
 

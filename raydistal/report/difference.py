@@ -95,14 +95,16 @@ def notices(found: Difference) -> list[str]:
     for one in found.info["detectors"]:
         if not one["learnt"]["is_all"]:
             told.append(
-                f"What {one['name']} learnt from is not known in full: an ancestor or teacher of it is gone or does "
-                "not say. What it may have seen is not called unseen."
+                f"The training data of {one['name']} is not fully known: an ancestor or teacher is missing or does not "
+                "record it. What it may have seen is not counted as unseen."
             )
     if not found.unseen:
-        told.append("Nothing here is known to be unseen by both: how they do on other fakes is not measured.")
+        told.append("Nothing here is known to be unseen by both detectors: how they do on new fakes is not measured.")
     for row in found.rows:
         if (row["slice"], row["metric"]) == ("all", "auc") and row["num_groups"] < MIN_GROUPS:
-            told.append(f"{row['dataset']} has {row['num_groups']} groups of one class only: small losses do not show.")
+            told.append(
+                f"{row['dataset']} has only {row['num_groups']} groups of one class: small losses cannot be detected."
+            )
     return told
 
 
@@ -149,7 +151,7 @@ def differences(found: Difference) -> Table:
         )
     columns = ["of", "verdict", "points", "before", "after", "learnt from", "turned wrong %", "turned right %"]
     columns += ["videos"]
-    return Table("Differences, the worst first", columns, rows)
+    return Table("Every difference", columns, rows)
 
 
 def seen(row: Row, before: str, after: str) -> str:
@@ -170,7 +172,7 @@ def drawing(found: Difference) -> Picture:
         figures.intervals,
         names=names,
         rows=rows,
-        xlabel="points; shaded: what may be lost",
+        xlabel="points; shaded: the margin",
         margin=found.info["config"]["margin"],
     )
     alt = f"Differences in points, each with the ends of its interval, the worst first. {'; '.join(told)}."

@@ -152,7 +152,7 @@ def notices(results: Results) -> list[str]:
             found.append(f"{num_without:,} of the {num_videos:,} videos of {data['name']} have no face to judge.")
         if min(data["num_real"], data["num_fake"]) < 30:
             found.append(
-                f"{data['name']} has {data['num_real']:,} real and {data['num_fake']:,} fake videos only: "
+                f"{data['name']} has only {data['num_real']:,} real and {data['num_fake']:,} fake videos: "
                 "look at the intervals before comparing."
             )
         if num_skipped := max(data["num_resamples_skipped"].values(), default=0):

@@ -114,7 +114,7 @@ def gaps(found: Generalisation) -> Picture:
         figures.intervals,
         names=names,
         rows=rows,
-        xlabel="points of AUC; shaded: what may be lost",
+        xlabel="points of AUC; shaded: the margin",
         margin=found.info["config"]["margin"],
     )
     alt = f"What leaving out a method changes in points of AUC, with the ends of the interval. {'; '.join(told)}."

@@ -257,7 +257,7 @@ def test_page(compared, found):
         "raydistal · comparison report all <b> tested on synthetic · protocol test-mean-1a2b3c4d",
         "Synthetic data",
         "xception on distill-5 against full: inferior. " + HOSTILE + " accuracy -8.9 points (-11.4 to -6.4); "
-        "5.0 may be lost",
+        "margin 5.0 points",
         "Performance on 240 test videos of synthetic, protocol test-mean-1a2b3c4d",
         "Videos of split test.",
         f"{location}/evaluation/report/index.html",

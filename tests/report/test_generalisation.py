@@ -80,7 +80,7 @@ def test_page(shown):
         "raydistal · generalisation report all <b> tested on synthetic · protocol 1a2b3c4d",
         "Synthetic data",
         f"xception: {HOSTILE}, inferior. AUC 0.900 after learning from them, 0.700 without: -20.0 points "
-        "(-25.0 to -15.0); 2.0 may be lost",
+        "(-25.0 to -15.0); margin 2.0 points",
         f"all but {HOSTILE}",
         "Videos of split test.",
         f"{location}/evaluation/report/index.html",
