@@ -220,7 +220,10 @@ def measure_slices(
 def worst_frames(
     label_V: Ints, probability_V: Floats, threshold: float, frame_probability_N: Floats, video_N: Ints, num: int
 ) -> Ints:
-    """Up to `num` rows of frames: the worst one of each video that is called wrong, the most wrong videos first."""
+    """Rows of up to `num` frames: the worst one of each misclassified video, largest error of the video first.
+
+    Videos and frames are ranked by |probability - label|.
+    """
     is_wrong_V = ~np.isnan(probability_V) & (_is_called_fake(label_V, probability_V, threshold) != (label_V == 1))
     error_V, error_N = np.abs(probability_V - label_V), np.abs(frame_probability_N - label_V[video_N])
     rows = np.flatnonzero(is_wrong_V[video_N])

@@ -66,7 +66,7 @@ class Lesson(nn.Module, ABC):
 
 
 def outputs(detector: Detector, crops_NHWC: torch.Tensor) -> Outputs:
-    """By one pass; with autocast in its precision."""
+    """(N,) logits and (N, D) embeddings of (N, S, S, 3) crops, by one pass; under autocast in its precision."""
     seen: list[torch.Tensor] = []
     classifier = detector.network.get_classifier()
     handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -80,7 +80,6 @@ def write(location: str) -> str:
         is_synthetic=any(one["synthetic"] for one in (*info["detectors"], info["data"])),
         tiles=tiles(found),
         notices=notices(found),
-        names=[one["name"] for one in found.detectors],
         means=[mean_line(found, row) for row in found.of_first(is_mean=True)],
         faces=[face_line(found, row, card) for row, card in zip(faces, cards, strict=True)],
         legend=legend(),
