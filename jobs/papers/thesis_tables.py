@@ -182,7 +182,8 @@ def run(config: Config) -> dict[str, Any]:
     index.run(index.Config(videos=config.videos, out=config.out))
     extract.run(config.to_extract())
     asked = list(dict.fromkeys(name for table in config.tables for name in TABLES[table]))
-    plan, needed = config.plan(), _needed(config, asked)
+    plan = config.plan()
+    needed = _needed(plan, asked)
     for name, one in plan.items():
         if name in needed:
             print(f"thesis: {name}", file=sys.stderr)
@@ -199,9 +200,9 @@ def run(config: Config) -> dict[str, Any]:
     return {"out": storage.join(config.out, "thesis"), "tables": rows}
 
 
-def _needed(config: Config, asked: list[str]) -> set[str]:
+def _needed(plan: dict[str, train.Config | prune.Config], asked: list[str]) -> set[str]:
     """These and all that they come from."""
-    plan, names = config.plan(), {config.place(name): name for name in config.plan()}
+    names = {one.out: name for name, one in plan.items()}
     found, waiting = set(), list(asked)
     while waiting:
         found.add(name := waiting.pop())
