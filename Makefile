@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fast lint bench soak autoscale clean
+.PHONY: demo test fast coverage lint bench soak autoscale clean
 
 demo: .venv/installed ## a synthetic dataset -> index -> extract -> select -> report, in demo/
 	$(BIN)/raydistal demo --out demo
@@ -12,6 +12,9 @@ test: .venv/installed-dev ## every test
 
 fast: .venv/installed-dev ## the tests that start no Ray cluster and no browser
 	$(BIN)/pytest -m "not ray and not browser"
+
+coverage: .venv/installed-dev ## the share of raydistal/ that `make fast` runs; what runs in child processes does not count
+	$(BIN)/pytest -m "not ray and not browser" --cov=raydistal --cov-branch --cov-report=term
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

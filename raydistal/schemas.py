@@ -12,6 +12,12 @@ import pyarrow as pa
 STATUSES = ("ok", "no_face", "decode_error", "crashed", "timeout", "missing", "other_file")
 SPLITS = ("train", "val", "test", "pool")  # pool: unlabelled
 SYNTHETIC = "synthetic"  # dataset of the videos that `raydistal demo` draws: nothing measured on it is about the world
+# settings of a detector's teaching that each kind of distillation reads
+KD_SETTINGS = {
+    "soft": ("alpha", "temperature"),
+    "rkd": ("kd_weight",),
+    "contrastive": ("kd_weight", "tau", "negatives", "bank"),
+}
 
 BOX = pa.list_(pa.float32(), 4)
 

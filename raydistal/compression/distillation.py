@@ -10,7 +10,7 @@ All losses are computed in float32, outside of autocast: temperatures of 0.05 le
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import numpy.typing as npt
 import torch
@@ -298,14 +298,17 @@ class Distillation(Lesson):
     ) -> torch.Tensor:
         """soft: thesis 5.8.1; else L_task + lambda * the sum of the teachers' losses (CKD, equation 10)."""
         teaching = self.teaching
-        if teaching.kd == "soft":
-            logits = [teacher.logit_N for teacher in teachers]
-            return soft_loss(student.logit_N, logits, hard_loss, teaching.alpha, teaching.temperature)
-        if teaching.kd == "rkd":
-            losses = [relational_loss(student.embedding_ND, teacher.embedding_ND) for teacher in teachers]
-        else:
-            losses = [
-                contrast(student.embedding_ND, teacher.embedding_ND, label_N)
-                for contrast, teacher in zip(self.contrasts, teachers, strict=True)
-            ]
+        match teaching.kd:
+            case "soft":
+                logits = [teacher.logit_N for teacher in teachers]
+                return soft_loss(student.logit_N, logits, hard_loss, teaching.alpha, teaching.temperature)
+            case "rkd":
+                losses = [relational_loss(student.embedding_ND, teacher.embedding_ND) for teacher in teachers]
+            case "contrastive":
+                losses = [
+                    contrast(student.embedding_ND, teacher.embedding_ND, label_N)
+                    for contrast, teacher in zip(self.contrasts, teachers, strict=True)
+                ]
+            case _:
+                assert_never(teaching.kd)
         return hard_loss + teaching.weight * torch.stack(losses).sum()

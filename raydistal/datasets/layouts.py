@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pyarrow as pa
 
@@ -21,6 +22,19 @@ from raydistal.datasets import (
 )
 from raydistal.datasets.layout import ANNOTATION_SUFFIXES, Entry, counted, is_media, suffix
 from raydistal.errors import UserError
+
+Name = Literal[
+    "folders",
+    "faceforensics",
+    "celebdf",
+    "dfdc",
+    "dfdcp",
+    "deeperforensics",
+    "wilddeepfake",
+    "forensynths",
+    "synthbuster",
+    "deepfakebench",
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ Crops go in at the size at which they were cut (299 in the paper); every network
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,39 @@ WAYS_OUT = (
 State = Mapping[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Network:
+    """One of torchvision's, without what comes after the features."""
+
+    build: Callable[[], Any]
+    weights: str  # torchvision's name of those for ImageNet
+
+
+def _vgg16() -> Any:
+    network = _vgg16_fc()
+    network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Sequential()
+    return network
+
+
+def _vgg16_fc() -> Any:
+    network = torchvision.models.vgg16()
+    network.classifier = network.classifier[:5]
+    return network
+
+
+def _resnet50() -> Any:
+    network = torchvision.models.resnet50()
+    network.fc = nn.Sequential()
+    return network
+
+
+BACKBONES = {
+    "vgg16": Network(_vgg16, "VGG16_Weights.IMAGENET1K_V1"),
+    "vgg16-fc": Network(_vgg16_fc, "VGG16_Weights.IMAGENET1K_V1"),
+    "resnet50": Network(_resnet50, "ResNet50_Weights.IMAGENET1K_V1"),
+}
+
+
 class Backbone(nn.Module):
     """(N, S, S, 3) uint8 crops to (N, D) features; normalisation included.
 
@@ -38,25 +72,18 @@ class Backbone(nn.Module):
         UserError: the name is unknown.
     """
 
+    network: Any
+
     def __init__(self, name: str) -> None:
         super().__init__()
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-        if name in ("vgg16", "vgg16-fc"):
-            network: Any = torchvision.models.vgg16()
-            network.classifier = network.classifier[:5] if name == "vgg16-fc" else nn.Sequential()
-            if name == "vgg16":
-                network.avgpool = nn.AdaptiveAvgPool2d(1)
-        elif name == "resnet50":
-            network = torchvision.models.resnet50()
-            network.fc = nn.Sequential()
+        if name in BACKBONES:
+            self.network = BACKBONES[name].build()
+            self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         elif name.startswith("timm:"):
-            network = _timm(name, pretrained=False, num_classes=0)
-            config: Any = network.pretrained_cfg
-            mean, std = config["mean"], config["std"]
+            self.network = _timm(name, pretrained=False, num_classes=0)
+            self.mean, self.std = (self.network.pretrained_cfg[key] for key in ("mean", "std"))
         else:
-            raise UserError(f"unknown backbone {name!r}: use vgg16, vgg16-fc, resnet50 or timm:NAME")
-        self.network = network
-        self.mean, self.std = mean, std
+            raise UserError(f"unknown backbone {name!r}: use {', '.join(BACKBONES)} or timm:NAME")
 
     def forward(self, crops_NHWC: torch.Tensor) -> torch.Tensor:
         """Features in the precision of the weights."""
@@ -198,9 +225,8 @@ def imagenet_state(name: str) -> State:
     try:
         if name.startswith("timm:"):
             return dict(_timm(name, pretrained=True).state_dict())
-        enum = {"vgg16": "VGG16_Weights", "vgg16-fc": "VGG16_Weights", "resnet50": "ResNet50_Weights"}[name]
-        state = torchvision.models.get_weight(f"{enum}.IMAGENET1K_V1").get_state_dict(progress=False, check_hash=True)
-        return dict(state)
+        weights = torchvision.models.get_weight(BACKBONES[name].weights)
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
     except UserError:
         raise
     except Exception as error:  # each loader has its own errors for no network, no such weights, a broken download

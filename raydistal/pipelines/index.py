@@ -21,20 +21,7 @@ class Config:
     """Folder or URI of the run; the table is written to OUT/videos."""
     dataset: str = ""
     """Name of the dataset, part of every video_id; default: the name of its folder."""
-    layout: Literal[
-        "auto",
-        "folders",
-        "manifest",
-        "faceforensics",
-        "celebdf",
-        "dfdc",
-        "dfdcp",
-        "deeperforensics",
-        "wilddeepfake",
-        "forensynths",
-        "synthbuster",
-        "deepfakebench",
-    ] = "auto"
+    layout: Literal["auto", "manifest", layouts.Name] = "auto"
     """Arrangement of the files; auto finds it."""
     compression: str = ""
     """FaceForensics++ only: raw (or c0), c23 or c40; default: c23, or the only one there."""

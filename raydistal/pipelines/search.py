@@ -30,7 +30,7 @@ from raydistal.pipelines.live import Live, grid
 from raydistal.pipelines.scaling import Budget, Growth, tell_wait
 from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
 from raydistal.pipelines.trainings import Training
-from raydistal.pipelines.trial import KD_QUANTITIES, REACHED, Job, Pruning, attempt, failed
+from raydistal.pipelines.trial import REACHED, Job, Pruning, attempt, failed
 from raydistal.search import space as spaces
 from raydistal.search.agenda import Agenda, Row, Trial
 from raydistal.search.space import Point
@@ -133,7 +133,7 @@ class Config:
             return point
         values: Point = {name: float(getattr(self.teaching, name)) for name in ("alpha", "temperature", "tau")}
         values |= {"kd_weight": float(self.teaching.weight), "negatives": self.teaching.negatives}
-        return point | {name: values[name] for name in KD_QUANTITIES[self.teaching.kd]}
+        return point | {name: values[name] for name in schemas.KD_SETTINGS[self.teaching.kd] if name in values}
 
     def objectives(self) -> dict[str, bool]:
         """Columns of a trial that matter: whether more is better."""
@@ -229,14 +229,13 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
     detector = zoo.create(config.architecture, config.training.weights, input_px=config.training.input_px)
     recipe = config.training.to_train(config.data, "", config.architecture).full_recipe()
     teaching = dataclasses.asdict(config.teaching) if config.teaching.teachers else {}
-    varied = {name for names in KD_QUANTITIES.values() for name in names}
     return {
         "architecture": config.architecture,
         "input_px": detector.input_px,
         "weights_digest": state_digest(detector.state_dict()),
         "recipe": dataclasses.asdict(recipe),
         "teachers": sorted(teacher.model_id for teacher in find_teachers(config.teaching.teachers)),
-        "teaching": {name: value for name, value in teaching.items() if name not in {*varied, "teachers"}},
+        "teaching": {name: value for name, value in teaching.items() if name not in {*spaces.QUANTITIES, "teachers"}},
         "pruning": dataclasses.asdict(config.pruning),
         "train_faces": fingerprint(train_faces),
         "val_faces": fingerprint(val_faces),

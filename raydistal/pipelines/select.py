@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from raydistal.errors import UserError
 from raydistal.pipelines.streaming import ATTEMPTS
 from raydistal.progress import Progress
 from raydistal.selection.ranking import Arrange
-from raydistal.selection.uncertainty import Strategy
+from raydistal.selection.uncertainty import ProbeStrategy, Strategy
 
 if TYPE_CHECKING:
     from raydistal.selection.probe import Probes
@@ -68,7 +68,7 @@ class Config:
             raise UserError(f"--ratio must be above 0 and at most 1, not {self.ratio}")
         if self.frames < 2 or self.folds < 2 or self.rounds < 1:
             raise UserError("need --frames of at least 2, --folds of at least 2 and --rounds of at least 1")
-        if self.rounds > 1 and self.strategy in ("random", "k_center"):
+        if self.rounds > 1 and self.strategy not in get_args(ProbeStrategy):
             raise UserError(f"--rounds is for strategies with a probe, not for {self.strategy}")
         if self.split not in schemas.SPLITS:
             raise UserError(f"unknown --split {self.split!r}: use one of {', '.join(schemas.SPLITS)}")

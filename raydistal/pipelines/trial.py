@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydistal import storage, tables
+from raydistal import schemas, storage, tables
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import export, prune, train
@@ -25,11 +25,6 @@ from raydistal.search.space import Point
 
 Report = Callable[[dict[str, Any]], None]
 
-KD_QUANTITIES = {
-    "soft": ("alpha", "temperature"),
-    "rkd": ("kd_weight",),
-    "contrastive": ("kd_weight", "tau", "negatives"),
-}
 REACHED = ("accuracy", "auc", "loss", "images", "seconds", "cpu_seconds", "gpu_seconds")
 
 
@@ -113,7 +108,7 @@ def _make(job: Job, trial: Trial, on_epoch: Report) -> dict[str, Any]:
     from raydistal.detector import checkpoint
 
     point, manifest = trial.point, _cut_set(job, trial.point, trial.seed)
-    settings: dict[str, Any] = {name: point[name] for name in KD_QUANTITIES[job.teaching.kd] if name in point}
+    settings: dict[str, Any] = {name: point[name] for name in schemas.KD_SETTINGS[job.teaching.kd] if name in point}
     teaching = dataclasses.replace(job.teaching, **settings)
     compute = train.Compute(device=job.device)
     stages = [job.place(stage) for stage in trial.stages]

@@ -5,7 +5,7 @@ import shlex
 from functools import partial
 from typing import Any
 
-from raydistal import storage
+from raydistal import schemas, storage
 from raydistal.errors import UserError
 from raydistal.report import figures, page
 from raydistal.report.figures import Line, Panel, Picture, picture
@@ -264,16 +264,12 @@ def made_of(about: About) -> dict[str, dict[str, Any]]:
 
 def _teaching(teaching: dict[str, Any]) -> dict[str, str]:
     """Settings that its kind of distillation reads, and who taught."""
-    names = {
-        "soft": ("alpha", "temperature"),
-        "rkd": ("kd_weight",),
-        "contrastive": ("kd_weight", "tau", "negatives", "bank"),
-    }
+    names = ("kd", *schemas.KD_SETTINGS[teaching["kd"]], "outputs")
     teachers = {
         f"teacher {number}": f"{teacher['location']} ({teacher['model_id']})"
         for number, teacher in enumerate(teaching["teachers"], 1)
     }
-    how = {name.replace("_", " "): str(teaching[name]) for name in ("kd", *names[teaching["kd"]], "outputs")}
+    how = {name.replace("_", " "): str(teaching[name]) for name in names}
     return how | teachers
 
 

@@ -1,11 +1,13 @@
 """Losses against values by hand and against naive float64."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from raydistal import schemas
 from raydistal.compression.distillation import (
     Contrast,
     Distillation,
@@ -14,7 +16,7 @@ from raydistal.compression.distillation import (
     relational_loss,
     soft_loss,
 )
-from raydistal.compression.teaching import Teaching
+from raydistal.compression.teaching import KD, WEIGHTS, Teaching
 from raydistal.detector.examples import Batch
 from raydistal.detector.training import Outputs, outputs
 from raydistal.detector.zoo import create
@@ -223,6 +225,11 @@ def test_a_batch_without_pairs_has_no_loss_but_all_gradients(label):
     loss.backward()
     assert loss.item() == 0
     assert [parameter.grad.abs().sum().item() for parameter in made.parameters()] == [0] * 4
+
+
+def test_every_kind_has_a_weight_and_settings_that_there_are():
+    assert set(get_args(KD)) == set(WEIGHTS) == set(schemas.KD_SETTINGS)
+    assert {name for names in schemas.KD_SETTINGS.values() for name in names} <= set(vars(Teaching()))
 
 
 def lesson(kd, panel=None, **options):

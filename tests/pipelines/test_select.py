@@ -1,6 +1,7 @@
 """The select pipeline on a local cluster, on faces whose features are made up."""
 
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +10,11 @@ import pytest
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
 from raydistal.pipelines import select
+from raydistal.selection.uncertainty import ProbeStrategy, Strategy
 
 pytestmark = pytest.mark.ray
 
 NUM_VIDEOS, NUM_DIMS = 40, 8
-STRATEGIES = ["entropy", "margin", "least_confidence", "boundary_distance", "committee", "random", "k_center"]
 
 
 def write_run(run, videos_per_part=7, seed=0, finished=True):
@@ -124,7 +125,7 @@ def test_a_probe_on_a_sample(cluster, run, tmp_path, monkeypatch):
     assert first.equals(read(tmp_path / "again", "representative"))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", get_args(Strategy))
 def test_every_strategy_gives_valid_tables(cluster, run, strategy):
     select.run(config(run, strategy=strategy, arrange="balanced"))
     representative = read(run, "representative")
@@ -135,7 +136,7 @@ def test_every_strategy_gives_valid_tables(cluster, run, strategy):
     probability = scored["probability"].to_numpy()
     assert (
         np.isnan(probability).all()
-        if strategy in ("random", "k_center")
+        if strategy not in get_args(ProbeStrategy)
         else ((probability > 0) & (probability < 1)).all()
     )
     assert sorted(read(run, "ranking")["rank"].to_pylist()) == list(range(36))

@@ -1,6 +1,7 @@
 """What teachers say of faces of noise, on a local cluster, and students that hear it from the table."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from raydistal import schemas, storage, tables
-from raydistal.compression.teaching import Teaching
+from raydistal.compression.teaching import KD, Teaching
 from raydistal.detector import checkpoint, zoo
 from raydistal.errors import UserError
 from raydistal.faces import crop
@@ -91,7 +92,7 @@ def test_the_summary(taught, run):
     ]
 
 
-@pytest.mark.parametrize("kd", ["soft", "rkd", "contrastive"])
+@pytest.mark.parametrize("kd", get_args(KD))
 def test_a_student_learns_the_same_from_the_tables(taught, run, tmp_path, kd):
     values = {"data": str(run), "architecture": "timm:test_resnet", "weights": "random", "recipe": "ckd-vanilla"}
     values |= {"epochs": 1, "batch_size": 8, "input_px": 32}
