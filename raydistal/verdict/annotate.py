@@ -148,7 +148,7 @@ class Canvas:
     """Turns decoded frames into frames to encode: upright, of one even size, 8-bit YUV 4:2:0, drawn on."""
 
     def __init__(self, first: Frame, tracks: Sequence[Track]) -> None:
-        height_px, width_px = first.luma().shape
+        height_px, width_px = first.shape
         longer, shorter = MAX_SIZE_PX
         scale = min(1.0, longer / max(width_px, height_px), shorter / min(width_px, height_px))
         self.width_px, self.height_px = (max(2, int(side * scale) & ~1) for side in (width_px, height_px))

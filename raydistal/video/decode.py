@@ -57,6 +57,12 @@ class Frame:
         return self.upright(luma[: self.picture.height, : self.picture.width])
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels of the upright picture."""
+        height_px, width_px = self.picture.height, self.picture.width
+        return (width_px, height_px) if self.turns % 2 else (height_px, width_px)
+
+    @property
     def turns(self) -> int:
         """Quarter turns, counter-clockwise as np.rot90 turns, that set the picture upright: 0 to 3."""
         return round(self.picture.rotation / 90) % 4
