@@ -75,6 +75,19 @@ def test_a_local_copy_of_s3_is_removed(s3):
     assert not Path(path).exists()
 
 
+def test_files_are_readable_by_whom_the_user_lets_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        storage.write_bytes(str(tmp_path / "folder" / "file"), b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder" / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_bucket_is_set_up_once(s3):
+    assert storage.resolve(f"{s3}/a")[0] is storage.resolve(f"{s3}/b/c")[0]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     target = str(tmp_path / "file")
     storage.write_bytes(target, b"old")
@@ -143,9 +156,11 @@ def through(s3, monkeypatch):
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        storage._set_up.cache_clear()
         return asked
 
     yield start
+    storage._set_up.cache_clear()
     for server in servers:
         server.shutdown()
 
