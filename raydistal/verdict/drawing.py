@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.ft2font import FT2Font
 
-from raydistal.faces.crop import square_around
+from raydistal.faces.crop import Image, square_around
 
-Image = npt.NDArray[np.uint8]
 Planes = tuple[Image, Image, Image]
 Box = npt.NDArray[np.float64]  # x0, y0, x1, y1 in pixels
 Rect = tuple[int, int, int, int]
@@ -125,7 +124,7 @@ class Painter:
         self.line_px = max(2, round(shorter_px / 270))
         self.outline_px = max(1, round(shorter_px / 720))
         self.font_px = max(9.0, 4.5 + 0.0315 * shorter_px)  # 16 at 360p, 39 at 1080p, 73 at 4K
-        self._labels = {track: self._tiles(track) for track in tracks}
+        self._labels: dict[Track, list[Tile]] = {}  # of the tracks in sight: each takes a megabyte at 1080p
         note = Tile.of([(NOTE, DARK, PALE)], 0.62 * self.font_px, self.outline_px, self.yuv)
         self._note = note if tracks and note.width_px < 0.6 * width_px else None
         self._last_choice: dict[Track, int] = {}
@@ -210,16 +209,13 @@ class Painter:
         score = "" if track.verdict == "unsure" else f" {track.probability:.2f}"
         words = f"{style.sign} {style.word}{score}"
         names = (f"Face {track.number}", str(track.number)) if len(self.tracks) > 1 else ("",)
-        tiles = []
-        for name in names:
-            parts = (
-                [(words, style.fill, style.text), (name, DARK, LIGHT)] if name else [(words, style.fill, style.text)]
-            )
-            tiles.append(Tile.of(parts, self.font_px, self.outline_px, self.yuv))
+        texts = [[(words, style.fill, style.text), (name, DARK, LIGHT)][: 2 if name else 1] for name in names]
+        tiles = [Tile.of(parts, self.font_px, self.outline_px, self.yuv) for parts in texts]
         return [tile for tile in tiles if tile.width_px <= self.size[0]]
 
     def _places(self, boxes: Mapping[Track, Box]) -> list[tuple["Tile", Rect]]:
         """Where the labels go: at the box, inside the frame, off the other labels and faces where that can be."""
+        self._labels = {track: self._labels[track] if track in self._labels else self._tiles(track) for track in boxes}
         placed = [] if self._note is None else [(self._note, self._in_the_corner(self._note))]
         for track, box_4 in boxes.items():
             others = [_whole(other_4) for other, other_4 in boxes.items() if other is not track]
