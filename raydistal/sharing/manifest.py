@@ -25,7 +25,6 @@ from raydistal.faces.equalize import Equalizer
 FORMAT = "raydistal distilled set, format 1"
 FINDING = ("sample", "sample_fake", "detector", "scale_factor", "min_neighbors", "min_face")
 CROPS = (*FINDING, "margin", "size_px", "crops", "equalize")
-FEATURES = ("backbone", "weights", "precision", "weights_digest")
 SELECTION = ("strategy", "folds", "seed", "rounds", "frames", "arrange", "ratio")
 
 
@@ -54,7 +53,7 @@ def describe(faces_info: Mapping[str, Any], chosen_by: Mapping[str, Any]) -> dic
     for key in ("detector", "weights"):
         config[key] = posixpath.basename(config.get(key, ""))
     about: dict[str, Any] = {"format": FORMAT, "versions": faces_info["versions"]}
-    for name, source, keys in (("faces", config, CROPS), ("features", config, FEATURES)):
+    for name, source, keys in (("faces", config, CROPS), ("features", config, tables.OF_FEATURES)):
         about[name] = {key: source[key] for key in keys if key in source}
     about["selection"] = {key: chosen_by[key] for key in SELECTION if key in chosen_by}
     return about
