@@ -197,7 +197,7 @@ def _unless_absent(error: OSError) -> None:
 
 
 def with_copy(location: str, use: Callable[[str], Made]) -> Made:
-    """use(path of a local copy), tried some times: a store that is busy for a moment must not cost a video.
+    """use(path of a local copy), tried several times: a store that is busy for a moment must not cost a video.
 
     Raises:
         OSError: it cannot be read; at once if it is not there.

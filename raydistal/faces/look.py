@@ -113,7 +113,7 @@ def row(
 
 @lru_cache(maxsize=1)
 def make_detector(detector: str, scale_factor: float, min_neighbors: int, min_face: float) -> Callable[[Frame], Any]:
-    """haar, none, or the path of a YuNet ONNX file. Raises UserError if that file does not do."""
+    """haar, none, or the path of a YuNet ONNX file. Raises UserError if that file is missing or is something else."""
     if detector == "haar":
         return Haar(scale_factor, min_neighbors, min_face)
     return whole_frame if detector == "none" else YuNet(detector, min_face)

@@ -2,7 +2,7 @@
 
 One Parquet file, a row per video (`schemas.SHARED`), with the settings and versions that made the crops as JSON in its
 metadata. The same set gives the same bytes. It names files by their path below the dataset's folder and by their
-content; nothing in it tells where they lie, and its receivers need a copy of the dataset of their own.
+content; nothing in it says where they lie, and its receivers need their own copy of the dataset.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def relative_path(uri: str, dataset: str, known_as: str) -> str:
     """
     if storage.is_uri(uri):
         place = uri.partition("://")[2]
-        places = [place, place.rpartition("?")[0] or place]  # with and without a query, which tells of the store
+        places = [place, place.rpartition("?")[0] or place]  # with and without a query, which names the store
     else:
         places = [uri]
     for place in places:

@@ -1,4 +1,4 @@
-"""A row of a shared set and its video -> the row of `faces` that it tells of, without looking for faces."""
+"""A row of a shared set and its video -> the row of `faces` that it describes, without looking for faces."""
 
 from collections.abc import Mapping
 from typing import Any

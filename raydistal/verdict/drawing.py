@@ -263,19 +263,19 @@ class Yuv:
         self._matrix_33 = np.stack([219 * luma_3, 112 * blueness_3 / (1 - blue), 112 * redness_3 / (1 - red)]) / 255
 
     def __call__(self, rgb: Rgb) -> tuple[int, int, int]:
-        """Of a colour from 0 to 255."""
+        """Y, U and V of an RGB colour, all from 0 to 255."""
         y, u, v = (round(value) for value in self.of(np.array([rgb]))[0].tolist())
         return y, u, v
 
     def of(self, rgb_N3: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """(N, 3), not rounded."""
+        """(N, 3) Y, U and V of (N, 3) RGB colours, not rounded."""
         return rgb_N3 @ self._matrix_33.T + [16, 128, 128]
 
     def heat(self) -> tuple[Image, Image]:
-        """How much of the picture (of 255) and which colour a heat of 0 to 255 leaves and adds: (256, 1, 3) each.
+        """(256, 1, 3) each, for a heat of 0 to 255: the share of the picture that stays, of 255, and the colour added.
 
-        The colours are Inferno's: they grow lighter with the heat, for every eye and in grey, where those of a rainbow
-        do not; and what is cold stays clear.
+        The colours are inferno's: unlike those of a rainbow they grow lighter with the heat, for every kind of colour
+        vision and in grey. What is cold stays clear.
         """
         levels = np.arange(256, dtype=np.uint8)
         bgr_N3 = cv2.applyColorMap(levels[:, None], cv2.COLORMAP_INFERNO)[:, 0]
@@ -322,7 +322,7 @@ class Tile:
         return self.width_px * self.height_px
 
     def rect(self, left: int, top: int) -> Rect:
-        """What it covers there."""
+        """What it covers with its corner there."""
         return left, top, left + self.width_px, top + self.height_px
 
     def put(self, image_HWC: Image, left: int, top: int) -> None:

@@ -1,9 +1,9 @@
-"""One video to all faces of the frames looked at, as a stream. Runs in the killable child.
+"""All faces of the frames looked at of one video, as a stream. Runs in the child process of a `Sandbox`.
 
 Two samplings are looked at in one pass. `sample` is the protocol that the detector learnt from: its frames go, in order
 and by themselves, through `LargestFace`, so that the largest faces, their boxes and their pixels are those of
-`raydistal extract`, to the bit. `timeline` tells what happens in between: its frames, and what else there is to see in
-those of `sample`, are searched in full.
+`raydistal extract`, to the bit. `timeline` shows what happens in between: its frames, and those of `sample` for further
+faces, are searched in full.
 """
 
 from collections.abc import Callable, Iterator

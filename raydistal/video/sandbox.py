@@ -65,8 +65,8 @@ class Sandbox:
     def stream(self, **arguments: Any) -> Iterator[pa.Table]:
         """The tables that the function yields, as they come; the child is at most one ahead.
 
-        The limit of time is on what the caller waits for all of them: what it does in between is not counted. A stream
-        that is left before its end ends the child.
+        The time limit is on the caller's waiting for all of them, not on what it does in between. Leaving a stream
+        before its end kills the child.
 
         Raises:
             VideoError, RuntimeError: as `call`, when the stream gets there.
@@ -179,11 +179,11 @@ def _open_answer(content: bytes) -> tuple[pa.Table, dict[str, str]]:
     return table.replace_schema_metadata(None), outcome
 
 
-_kept = threading.local()  # Linux ends a child with the thread that started it
+_kept = threading.local()  # a child is killed when the thread that started it ends (PR_SET_PDEATHSIG)
 
 
 def kept(target: str, *, memory_bytes: int, timeout_s: float) -> Sandbox:
-    """A `Sandbox` that this thread keeps from call to call, one per target; another if other things are asked of it."""
+    """The calling thread's `Sandbox` for the target, kept between calls; a new one if the limits change."""
     sandbox: Sandbox | None = getattr(_kept, target, None)
     if sandbox is None or (sandbox.memory_bytes, sandbox.timeout_s) != (memory_bytes, timeout_s):
         sandbox = Sandbox(target, memory_bytes=memory_bytes, timeout_s=timeout_s)
