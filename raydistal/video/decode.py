@@ -3,8 +3,9 @@
 Two passes over the packets (reading them costs about 2 % of decoding them). The first lists presentation times and key
 frames. The second skips every group of pictures (GOP) without a wanted frame, stops each GOP after its last wanted
 one, and lets the decoder drop frames that nothing refers to. Where a stream breaks the rules that this relies on (times
-absent or repeated, a frame that does not come out), everything is decoded instead. Running out of memory is not damage
-to the file and is passed on (PyAV's MemoryError is an FFmpegError, too).
+absent or repeated, a frame that does not come out), everything is decoded instead. Only where a decoder conceals damage
+may pixels differ, as it borrows from frames that were skipped. Running out of memory is not damage to the file and is
+passed on (PyAV's MemoryError is an FFmpegError, too).
 """
 
 import dataclasses
@@ -110,7 +111,7 @@ def read_index(path: str) -> PacketIndex:
 
 
 def decode_frames(path: str, index: PacketIndex, wanted_K: npt.NDArray[np.int64]) -> Iterator[Frame]:
-    """Yields the frames with these indices in ascending order; those that are damaged or do not decode are left out.
+    """Yields the frames with these indices in ascending order, without those that the decoder gives up as damaged.
 
     Raises DecodeError as `read_index` does.
     """
