@@ -188,6 +188,20 @@ def test_the_child_dies_with_its_parent(tmp_path):
     assert not Path(f"/proc/{child}").exists()
 
 
+def test_a_caller_whose_memory_is_limited_for_good(tmp_path):
+    """As by a batch system: nobody without the privilege may raise such a limit again."""
+    (tmp_path / "sandboxed_worker.py").write_text(WORKER)
+    code = (
+        "import ctypes, resource; from raydistal.video.sandbox import Sandbox\n"
+        "pr_capbset_drop = cap_sys_resource = 24; ctypes.CDLL(None).prctl(pr_capbset_drop, cap_sys_resource)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))\n"
+        "print(Sandbox('sandboxed_worker:work', memory_bytes=1 << 30, timeout_s=100).call(what='work').num_rows)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_a_stream_gives_table_after_table_and_the_child_goes_on(counter):
     tables = list(counter.stream(up_to=3))
     assert numbers(tables) == [0, 1, 2]
