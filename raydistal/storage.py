@@ -164,13 +164,12 @@ def list_files(location: str) -> list[str]:
     filesystem, path = resolve(location)
     try:
         if isinstance(filesystem, fs.LocalFileSystem):  # pyarrow stops when a file vanishes while it lists
-            found = sorted(
-                posixpath.normpath(posixpath.join(posixpath.relpath(folder, path), name))
-                for folder, _, names in os.walk(path, onerror=_unless_absent, followlinks=True)
-                for name in names
-            )
+            found = []
+            for folder, below, names in os.walk(path, onerror=_unless_absent, followlinks=True):
+                below[:] = [name for name in below if not _leads_back(posixpath.join(folder, name))]
+                found += [posixpath.relpath(posixpath.join(folder, name), path) for name in names]
             "".join(found).encode()
-            return found
+            return sorted(found)
         infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     except UnicodeEncodeError as error:
         raise UserError(
@@ -189,6 +188,11 @@ def sizes(location: str, names: Sequence[str]) -> list[int]:
     infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))  # a thousand per request, not one
     found = {info.path: info.size for info in infos}
     return [found[f"{path}/{name}"] for name in names]
+
+
+def _leads_back(folder: str) -> bool:
+    """True of a link to a folder that it lies in: below it, every file would be found again and again."""
+    return os.path.islink(folder) and any(os.path.samefile(folder, above) for above in Path(folder).parents)
 
 
 def _unless_absent(error: OSError) -> None:

@@ -39,6 +39,18 @@ def test_a_name_that_is_not_utf8(tmp_path):
         storage.list_files(str(tmp_path))
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "videos" / "deep").mkdir(parents=True)
+    (tmp_path / "videos" / "deep" / "a.mp4").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.mp4").touch()
+    (tmp_path / "videos" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "videos")
+    (tmp_path / "videos" / "latest").symlink_to(".")
+    (tmp_path / "videos" / "deep" / "up").symlink_to(tmp_path / "videos")
+    assert storage.list_files(str(tmp_path / "videos")) == ["deep/a.mp4", "link/b.mp4"]
+
+
 def exercise(root: str) -> None:
     """The same calls, whatever the store."""
     name = storage.join(root, "deep", "name with spaces? é%20.bin")
