@@ -140,14 +140,17 @@ class LargestFace:
         self._detect, self._full_every = detect, full_every
         self._num_seen = 0
         self._last_4: Boxes | None = None
+        self.searched: tuple[Boxes, Scores] | None = None
+        """All faces of the last frame, if all of it was searched."""
 
     def __call__(self, frame: Frame) -> tuple[Boxes, float] | None:
         """box_4 and score of the frame's largest face, None if it shows none."""
+        self.searched = None
         boxes_N4, score_N = _no_faces()
         if self._last_4 is not None and isinstance(self._detect, Haar) and self._num_seen % self._full_every:
             boxes_N4, score_N = self._detect.near(frame, self._last_4)
         if not len(boxes_N4):
-            boxes_N4, score_N = self._detect(frame)
+            boxes_N4, score_N = self.searched = self._detect(frame)
         self._num_seen += 1
         if not len(boxes_N4):
             self._last_4 = None

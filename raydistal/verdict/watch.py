@@ -6,7 +6,7 @@ and by themselves, through `LargestFace`, so that the largest faces, their boxes
 faces, are searched in full.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -20,7 +20,7 @@ from raydistal.faces.detect import Boxes, LargestFace, Scores
 from raydistal.faces.equalize import Equalizer
 from raydistal.faces.look import cut, make_detector
 from raydistal.schemas import list_column
-from raydistal.video.decode import Frame, decode_frames, read_index
+from raydistal.video.decode import decode_frames, read_index
 from raydistal.video.sampling import Sampling
 
 MAX_FACES = 24  # of a frame, the largest; bounds a row, whatever a detector sees in a wallpaper
@@ -43,7 +43,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-Search = Callable[[Frame], tuple[Boxes, Scores]]
 MAX_ROWS, MAX_BYTES = 8, 8 << 20  # of frames, and of their crops: what a table holds before it leaves
 
 
@@ -96,8 +95,8 @@ def watch(
         frame = equalizer(source) if equalizer else source
         is_sampled = source.index in sampled
         taken = largest_face(frame) if is_sampled else None
-        is_done = is_sampled and (taken is None or detector == "none")  # all was searched for it
-        boxes_N4, score_N = _all_faces(frame, search, taken, is_done)
+        searched = largest_face.searched if is_sampled else None
+        boxes_N4, score_N = _all_faces(taken, search(frame) if searched is None else searched)
         rgb_HWC = frame.rgb() if len(boxes_N4) else np.empty(0, np.uint8)
         pixels_NHWC = [_as_kept(cut(rgb_HWC, box_4, detector, margin, size_px), crops) for box_4 in boxes_N4]
         height_px, width_px = source.shape
@@ -120,10 +119,10 @@ def watch(
         yield _table(rows, size_px)
 
 
-def _all_faces(frame: Frame, search: Search, taken: tuple[Boxes, float] | None, is_done: bool) -> tuple[Boxes, Scores]:
-    """Boxes and scores of at most MAX_FACES: the face taken already, then the others by size, each face once."""
+def _all_faces(taken: tuple[Boxes, float] | None, found: tuple[Boxes, Scores]) -> tuple[Boxes, Scores]:
+    """Boxes and scores of at most MAX_FACES: the face taken already, then those found by size, each face once."""
     first_N4, first_N = (taken[0][None], np.array([taken[1]], np.float32)) if taken else (np.empty((0, 4)), np.empty(0))
-    more_N4, more_N = (np.empty((0, 4)), np.empty(0)) if is_done else search(frame)
+    more_N4, more_N = found
     by_size = np.argsort(-(more_N4[:, 2] - more_N4[:, 0]) * (more_N4[:, 3] - more_N4[:, 1]), kind="stable")
     boxes_N4 = np.concatenate([first_N4, more_N4[by_size]]).astype(np.float32)
     score_N = np.concatenate([first_N, more_N[by_size]]).astype(np.float32)
