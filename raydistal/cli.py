@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped before the end.
 RAY_ADDRESS names the cluster; without it one is started on this machine.
 """
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -49,6 +51,8 @@ from raydistal.pipelines import (
 from raydistal.pipelines.scaling import UNLIMITED, Stopped, within
 from raydistal.serving import serve
 
+# Full disks, read-only ones and folders of others: the user's to mend, and no traceback helps with it.
+NO_BUGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
 Asked = TypeVar("Asked")
 Verb = (
     Annotated[index.Config, tyro.conf.subcommand("index")]
@@ -117,7 +121,10 @@ def parse(arguments: Sequence[str] | None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one verb and exits with its code."""
+    """Runs one verb and exits with its code; `--version` tells what is installed."""
+    if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
+        print(f"raydistal {metadata.version('raydistal')}, ray {metadata.version('ray')}")
+        return
 
     def work(config: Any) -> dict[str, Any]:
         if needs_cluster(config):
@@ -157,6 +164,12 @@ def _run(parse: Callable[[], Asked], work: Callable[[Asked], dict[str, Any]]) ->
             f"raydistal: stopped{why}. Finished work is kept; the same command goes on with the rest.", file=sys.stderr
         )
         sys.exit(3)
+    except OSError as error:
+        cause = getattr(error, "cause", error)  # Ray wraps what a worker raised
+        if getattr(cause, "errno", None) not in NO_BUGS:
+            raise
+        print(f"raydistal: {cause}. Finished work is kept; once this is fixed, run it again.", file=sys.stderr)
+        sys.exit(1)
     print(json.dumps(summary), file=out)
     if summary.get("exact") is False:  # of verify
         sys.exit(1)

@@ -19,15 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from raydistal import storage
 from raydistal.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 Config = Mapping[str, Any]
 
@@ -127,12 +129,14 @@ def _read_merges(location: str) -> dict[str, list[str]]:
     return dict(json.loads(storage.read_bytes(storage.join(location, MERGES))))
 
 
-def open_table(location: str, made_by: str) -> pads.Dataset:
+def open_table(location: str, made_by: str) -> "pads.Dataset":
     """The parts as a pyarrow dataset, for reading by column and in batches.
 
     Raises:
         UserError: there is no table; the message names the command that makes it.
     """
+    import pyarrow.dataset as pads  # it loads pandas
+
     names = _existing_parts(location, made_by)
     filesystem, path = storage.resolve(location)
     return pads.dataset([f"{path}/{name}" for name in names], filesystem=filesystem, format="parquet")

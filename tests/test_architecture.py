@@ -77,8 +77,9 @@ def test_domain_packages_load_without_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_importing_the_command_line_loads_neither_ray_nor_torch() -> None:
-    code = "import sys, raydistal.cli; assert not {'ray', 'torch', 'matplotlib'} & set(sys.modules)"
+def test_importing_the_command_line_loads_nothing_slow() -> None:
+    slow = {"ray", "torch", "matplotlib", "sklearn", "pandas"}
+    code = f"import sys, raydistal.cli; assert not {slow} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -92,10 +93,3 @@ def test_names_and_package_files(path: Path) -> None:
 def test_only_the_command_line_starts_ray() -> None:
     starters = [path for path in MODULES if "ray.init(" in path.read_text()]
     assert starters == [PACKAGE / "cli.py"]
-
-
-def test_every_verb_has_a_job() -> None:
-    from raydistal import cli
-
-    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
-    assert jobs == {config.__module__.rsplit(".", 1)[1] for config in cli.RUNS} - {"submit"}  # which submits them

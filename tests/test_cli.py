@@ -5,6 +5,7 @@ import os
 import secrets
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def test_help_fits_80_columns(verb):
     assert max(len(line) for line in lines if not line.startswith("usage:")) <= 80
 
 
+def test_version():
+    done = raydistal("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"raydistal {version('raydistal')}, ray 2.")
+
+
 def test_index_says_what_it_found(folders, tmp_path):
     done = raydistal("index", "--videos", folders, "--out", tmp_path / "run")
     summary = last_line(done)
@@ -86,6 +93,14 @@ def test_wrong_use_is_exit_code_2_and_one_clear_message(arguments, message, tmp_
     done = raydistal(*(str(tmp_path) if argument == "OUT" else argument for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_place_that_cannot_be_written_to_is_told_without_a_traceback(folders, tmp_path):
+    (tmp_path / "file").touch()
+    done = raydistal("index", "--videos", folders, "--out", tmp_path / "file/run")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Not a directory" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -397,7 +397,7 @@ def _learnt(data: str) -> Learnt:
 
 def measure(config: Config, evaluation: "Evaluation", cell: Cell, data: str) -> "Draws":
     """Accuracy on the faces of a part: mean of that on real ones and that on fakes, over seeds."""
-    from raydistal.detector.comparison import mean_over_seeds, resampled_weights
+    from raydistal.detector.comparison import count_groups, mean_over_seeds, resampled_weights
     from raydistal.detector.judging import judge
     from raydistal.detector.metrics import weighted_accuracy
 
@@ -416,18 +416,17 @@ def measure(config: Config, evaluation: "Evaluation", cell: Cell, data: str) -> 
             for some_N in (frames.label_N == 0, is_fake_N)
         ]
         value_SB.append(np.mean(value_2B, axis=0))
-    rng = np.random.default_rng(list(f"{cell.part.name}/{cell.name}".encode()))  # seeds have nothing in common
-    group_N = scores["group_id"].to_numpy()[frames.video_N]
-    num_groups = min(len(set(group_N[some_N])) for some_N in (frames.label_N == 0, is_fake_N))
-    return mean_over_seeds(np.stack(value_SB), num_groups, rng)
+    is_in_N = is_fake_N | (frames.label_N == 0)
+    group_N = scores["group_id"].to_numpy()[frames.video_N[is_in_N]]
+    num_groups = count_groups("auc", frames.label_N[is_in_N], group_N)  # as AUC, this needs both classes
+    return mean_over_seeds(np.stack(value_SB), num_groups, f"{cell.part.name}/{cell.name}")
 
 
 def to_row(entry: Entry, draws: Mapping[Cell, "Draws"]) -> dict[str, Any]:
     """A row of the table `ckd`, accuracies from 0 to 1."""
-    some, first = [draws[cell] for cell in entry.cells], entry.cells[0]
-    mean = some[0]._replace(
-        value=float(np.mean([one.value for one in some])), value_B=np.mean([one.value_B for one in some], axis=0)
-    )
+    from raydistal.detector.comparison import Draws
+
+    first, mean = entry.cells[0], Draws.mean([draws[cell] for cell in entry.cells])
     low, high = mean.interval(0.0, 1.0)
     return {
         "table": entry.table,

@@ -15,8 +15,9 @@ and from BL, with the faces of the target:
     TL+FT+Q    the same with weights of 8 bits
     TL+adapter small adapters trained, all else frozen
 
-Only the review's abstract was at hand: which layers, which student and how long are ours. A stopped job goes on where
-it was.
+Only the review's abstract was at hand: which layers, which student and how long are ours. By summaries of it, CQ is of
+the linear layers; here it is of convolutions too, as nearly all weights are in those. A stopped job goes on where it
+was.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ from raydistal import cli, storage, tables
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import evaluate, export, prune, train
-from raydistal.pipelines.trainings import Training, train_all
+from raydistal.pipelines.trainings import Training, train_all, videos_to_test
 
 RECIPES = ("BL", "CPF", "KD-small", "CQ", "TL+FT", "TL+FT+Q", "TL+adapter")
 GROUPS = ("same", "earlier", "unseen")
@@ -141,14 +142,14 @@ def run(config: Config) -> dict[str, Any]:
     """Makes and measures what is missing; returns the grid. Raises UserError as the stages do."""
     for run_ in config.runs:
         videos = tables.read_table(storage.join(run_, "videos"), "index")
-        evaluate.videos_to_test(videos, "test", run_)
+        videos_to_test(videos, "test", run_)
         tables.faces_info(run_, with_crops=True)
     training, seeds = config.training, range(config.seeds)
     training.check((config.architecture, config.student))
     made = [config.trainings(seed) for seed in seeds]
     train_all("review BL", [one.pop("BL") for one in made], training)
     rest = [one for by_recipe in made for one in by_recipe.values()]
-    train_all("review KD, TL", rest, training.device, training.cpus)
+    train_all("review KD, TL", rest, training)
     for seed in seeds:
         _on_cluster(prune.run, config.to_prune(seed), training.device)
         for recipe, data in (("BL", config.source), ("TL+FT", config.target)):

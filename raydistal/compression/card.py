@@ -99,6 +99,8 @@ def ancestors(location: str, about: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not parent:
             return found
         location = parent["location"]
+        if location in {one["location"] for one in found}:
+            return [*found, {**parent, "note": "its own descendant"}]
         try:
             about = checkpoint.read_about(location)
         except UserError:
@@ -144,7 +146,7 @@ def _block(value: Any) -> list[str]:
     if isinstance(value, list) and isinstance(value[0], Mapping):
         names = list(dict.fromkeys(name for one in value for name in one))
         rows = [f"| {' | '.join(_text(one.get(name)) for name in names)} |" for one in value]
-        return [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *rows]
+        return [f"| {' | '.join(map(_text, names))} |", f"|{'---|' * len(names)}", *rows]
     if isinstance(value, list):
         return [f"- {_text(one)}" for one in value]
     return [_text(value)]

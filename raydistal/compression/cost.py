@@ -96,7 +96,10 @@ def time_rounds(
 
 
 def summarise(rounds_ms: Sequence[Sequence[float]], baseline_ms: Sequence[Sequence[float]]) -> dict[str, float]:
-    """median_ms, p10_ms, p90_ms of all runs; ratio to the baseline, paired by round: its median, lowest and highest."""
+    """median_ms, p10_ms and p90_ms over all runs of R rounds; ratio to the baseline, paired by round.
+
+    A round's ratio is that of its two medians; told are the median, lowest and highest of the R ratios.
+    """
     low, median, high = np.percentile(np.concatenate(rounds_ms), [10, 50, 90])
     ratio_R = _medians(rounds_ms) / _medians(baseline_ms)
     return {

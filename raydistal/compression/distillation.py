@@ -50,7 +50,7 @@ def soft_loss(
 
 
 def relational_loss(student_ND: torch.Tensor, teacher_ND: torch.Tensor) -> torch.Tensor:
-    """25 * distance loss + 50 * angle loss (RKD, equations 5 to 8). D may differ; one face alone has no relations: 0.
+    """25 * distance loss + 50 * angle loss (RKD, section 3.2). D may differ; one face alone has no relations: 0.
 
     Means over all pairs and triplets of smooth L1 (delta 1): of distances in units of the mean distance of the batch,
     and of cosines of the angle at the middle of three. Angles are those of the first 64 faces: a batch is in random
@@ -80,7 +80,8 @@ class Contrast(nn.Module):
     """Contrastive knowledge transfer from one teacher (CKD, section III).
 
     Pairs (3, 4): with C = 1 the teacher's and the student's embedding of the same real face, with C = 0 the teacher's
-    of a real face and the student's of a fake one; K of these to one of those:
+    of a real face and the student's of a fake one (figure 1 has real and fake faces "in turn" as positives; the text,
+    III-C and III-D, real ones alone); K of these to one of those:
 
         q(t, s | C=1) = p(t, s),   q(t, s | C=0) = p(t) p(s),   q(C=1) = 1 / (K + 1),   q(C=0) = K / (K + 1)
 

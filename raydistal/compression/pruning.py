@@ -55,7 +55,7 @@ def prune(
         detector: changed in place: in evaluation mode, all parameters trainable, on its device.
         batches: real faces with their labels, from which the importance of the channels is estimated.
         ratio: share to be gone, of `reference`, above 0 and below 1.
-        of: what is counted: parameters, channels (as the thesis, it seems: table 6.2.4.3.1), or multiply-accumulates.
+        of: what is counted: parameters, channels (as the thesis, it seems: figure 6.2.4.3.1), or multiply-accumulates.
         scope: global: channels compete with all others (thesis 5.7.3); local: each layer loses the same share;
             isomorphic: they compete with those of layers of the same kind (Fang et al. 2024).
         reference: what the unpruned detector counts, if this one has been pruned before. 0: what it counts now.

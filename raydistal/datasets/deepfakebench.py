@@ -6,12 +6,16 @@ Each frame is a video of one frame. A label such as FF-real or CelebDFv2_real is
 fakes. A group holds the frames of a video and of all videos that share its source: pairs of FaceForensics++ (000_003)
 are joined; elsewhere it is the person shown (id0 in id0_id1_0000, 01 in 01_02__scene__X).
 
-DeepfakeBench lists videos in several splits, of Celeb-DF all test videos in train as well. Here each frame is in one:
-test before val, val before train.
+DeepfakeBench lists videos in several splits: val repeats test in Celeb-DF and train in DFDC, and train of Celeb-DF
+holds all test videos. Here each frame is in one split: test before train, train before val.
+
+It also lists videos in several files: FF-DF.json and FaceShifter.json repeat real videos of FaceForensics++.json. The
+larger dataset names a frame, and datasets that share frames share groups.
 """
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +26,7 @@ from raydistal.errors import UserError
 
 FOLDER = "dataset_json"
 PLACES = ("", "rgb", "datasets", "datasets/rgb")  # where frames may lie below the root
-SPLITS = ("train", "val", "test")  # a later one counts
+SPLITS = ("val", "train", "test")  # a later one counts
 LEVELS = ("raw", "c23", "c40")
 PAIR = re.compile(r"(\d{3})_(\d{3})")
 PERSON = re.compile(r"(id\d+)_.+|(\d+)(?:_\d+)?__.+")
@@ -49,36 +53,39 @@ def read(root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
         UserError: a file is not of this structure.
     """
     listed = [frame for path in files if _is_list(path) for frame in _read_list(storage.join(root, path))]
+    num_frames = Counter(frame.dataset for frame in listed)
+    listed.sort(key=lambda frame: -num_frames[frame.dataset])
     media = {path for path in files if is_media(path)}
     split_of: dict[str, str] = {}
     found: dict[str, _Frame] = {}
-    absent, shared = set(), set()
+    absent, shared, same = set(), set(), set()
     for frame in listed:
         path = next((place for place in _places(frame.path) if place in media), None)
         if path is None:
             absent.add(frame.path)
             continue
-        found.setdefault(path, frame)
+        same.add((found.setdefault(path, frame).dataset, frame.dataset))
         if split_of.setdefault(path, frame.split) != frame.split:
             shared.add(path)
             split_of[path] = max(split_of[path], frame.split, key=SPLITS.index)
     group_of = components((match[1], match[2]) for frame in found.values() if (match := PAIR.fullmatch(frame.video)))
-    entries = [_entry(path, frame, group_of, split_of[path]) for path, frame in found.items()]
+    family_of = components(same)
+    entries = [_entry(path, frame, family_of[frame.dataset], group_of, split_of[path]) for path, frame in found.items()]
     return entries, [
-        *counted(shared, "frames are listed in several splits; each stays in the last of train, val, test"),
+        *counted(shared, "frames are listed in several splits; each stays in the last of val, train, test"),
         *counted(absent, "frames of dataset_json are absent"),
         *counted(media - found.keys(), "videos or images are not in dataset_json and are left out"),
     ]
 
 
-def _entry(path: str, frame: _Frame, group_of: Mapping[str, str], split: str) -> Entry:
+def _entry(path: str, frame: _Frame, family: str, group_of: Mapping[str, str], split: str) -> Entry:
     is_fake = not frame.label.casefold().endswith("real")
     pair, person = PAIR.fullmatch(frame.video), PERSON.fullmatch(frame.video)
     shown = pair[1] if pair else (person[1] or person[2]) if person else frame.video
     return Entry(
         path=path,
         label=int(is_fake),
-        group=f"{frame.dataset}/{group_of.get(shown, shown)}",
+        group=f"{family}/{group_of.get(shown, shown)}",
         method=frame.label if is_fake else None,
         compression=frame.level,
         split=split,
@@ -112,6 +119,8 @@ def _read_split(known: _Frame, content: Any, location: str) -> Iterator[_Frame]:
         if name in LEVELS and known.level is None and not (isinstance(fields, dict) and "frames" in fields):
             yield from _read_split(known._replace(level=name), fields, location)
             continue
+        if name in ("label", "frames") and not isinstance(fields, dict):
+            continue  # of a test video, written over DFDC's val by the script that makes the lists
         frames = fields.get("frames") if isinstance(fields, dict) else None
         if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
             raise UserError(f"{location}: the video {name!r} of {known.label} has no list of frames")

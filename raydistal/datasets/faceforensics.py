@@ -41,8 +41,9 @@ class _Video(NamedTuple):
 
 
 def matches(files: Sequence[str]) -> bool:
-    """True if there are videos where FaceForensics++ has them, and not beside those of DeeperForensics."""
-    return any(_parse(path) for path in files) and not deeperforensics.matches(files)
+    """True if there are videos where FaceForensics++ has them; real ones alone may be there for DeeperForensics."""
+    sources = {video.source for path in files if (video := _parse(path))}
+    return bool(sources) and (bool(sources & FAKES.keys()) or not deeperforensics.matches(files))
 
 
 def read(root: str, files: Sequence[str], compression: str = "") -> tuple[list[Entry], list[str]]:

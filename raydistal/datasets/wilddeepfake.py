@@ -15,19 +15,23 @@ FOLDER = re.compile(r"(real|fake)[ _-](train|test)")
 
 
 def matches(files: Sequence[str]) -> bool:
-    """True if media lie below one of the four folders."""
-    return any(_read(path) for path in files)
+    """True if media, or the archives that hold them, lie below one of the four folders."""
+    return any(_read(path) or _is_packed(path) for path in files)
 
 
 def read(_root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
     """Entries and warnings from relative paths."""
     entries = [entry for path in files if (entry := _read(path))]
     outside = {path for path in files if is_media(path)} - {entry.path for entry in entries}
-    packed = [path for path in files if FOLDER.match(path.casefold()) and path.endswith(".tar.gz")]
+    packed = [path for path in files if _is_packed(path)]
     return entries, [
         *counted(packed, "archives are not unpacked"),
         *counted(outside, "videos or images lie outside the four folders and are left out"),
     ]
+
+
+def _is_packed(path: str) -> bool:
+    return bool(FOLDER.fullmatch(path.split("/")[0].casefold())) and path.endswith(".tar.gz")
 
 
 def _read(path: str) -> Entry | None:

@@ -129,6 +129,7 @@ IS_VALID: dict[str, Callable[[Any], bool]] = {
     "mean": lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_number, value)),
     "std": lambda value: isinstance(value, list) and len(value) == 3 and all(_is_number(v) and v > 0 for v in value),
     "digest": lambda value: isinstance(value, str),
+    "parent": lambda value: not value or (isinstance(value, dict) and {"location", "model_id"} <= value.keys()),
     "adapter": lambda value: not value or (isinstance(value, str) and adapters.is_bottleneck(value)),
 }
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from raydistal.detector.metrics import bootstrap_weights, weighted_accuracy, weighted_auc
+from raydistal.detector.metrics import SAME, bootstrap_weights, weighted_accuracy, weighted_auc
 
 Metric = Literal["accuracy", "auc"]
 Versus = Literal["full", "random", "frame_count"]
@@ -54,11 +54,19 @@ class Draws(NamedTuple):
     """NaN where it is not defined: a resample without one of the classes has no AUC."""
     num_seeds: int
     num_groups: int
+    """Of AUC, those of the class that has fewer: see `count_groups`."""
 
     def minus(self, other: "Draws") -> "Draws":
         """The difference, resample by resample."""
-        num_seeds = min(self.num_seeds, other.num_seeds)
-        return Draws(self.value - other.value, self.value_B - other.value_B, num_seeds, self.num_groups)
+        num_seeds, num_groups = min(self.num_seeds, other.num_seeds), min(self.num_groups, other.num_groups)
+        return Draws(self.value - other.value, self.value_B - other.value_B, num_seeds, num_groups)
+
+    @classmethod
+    def mean(cls, some: Sequence["Draws"]) -> "Draws":
+        """The mean of several, resample by resample."""
+        num_seeds, num_groups = (min(getattr(one, name) for one in some) for name in ("num_seeds", "num_groups"))
+        value, value_B = (np.mean([getattr(one, name) for one in some], axis=0) for name in ("value", "value_B"))
+        return cls(float(value), value_B, num_seeds, num_groups)
 
     def interval(self, lowest: float, highest: float) -> tuple[float, float]:
         """Ends of the 95 % percentile interval, within what is possible.
@@ -70,7 +78,7 @@ class Draws(NamedTuple):
         if not len(value_B):
             return lowest, highest
         low, high = np.quantile(value_B, [0.025, 0.975])
-        if np.ptp(value_B) < 1e-9:
+        if np.ptp(value_B) <= SAME:
             low, high = low - 3 / self.num_groups, high + 3 / self.num_groups
         return max(lowest, float(low)), min(highest, float(high))
 
@@ -86,15 +94,15 @@ def compare(
         curve: accuracy by number of training faces; empty unless some were trained on a given number.
     """
     weight_BV = resampled_weights(group_id_V)
+    num_groups = {name: count_groups(name, label_V, group_id_V) for name in METRICS}
     sets: dict[tuple[str, str], list[Tried]] = {}
     for one in tried:
         sets.setdefault((one.row["architecture"], one.row["set"]), []).append(one)
-    draws = {}
-    for key, some in sets.items():
-        for name in METRICS:
-            rng = np.random.default_rng(list("/".join(key).encode()))  # seeds of different sets have nothing in common
-            value_SB = measure(name, label_V, some, weight_BV)
-            draws[*key, name] = mean_over_seeds(value_SB, len(set(group_id_V)), rng)
+    draws = {
+        (*key, name): mean_over_seeds(measure(name, label_V, some, weight_BV), num_groups[name], "/".join(key))
+        for key, some in sets.items()
+        for name in METRICS
+    }
     summary = [_summary(some, {name: draws[*key, name] for name in METRICS}) for key, some in sets.items()]
     learnt = {key for key in sets if draws[*key, "auc"].interval(0.0, 1.0)[0] > 0.5}
     verdicts = [
@@ -129,6 +137,13 @@ def resampled_weights(group_id_V: npt.NDArray[np.object_], num: int = NUM_RESAMP
     return np.concatenate([np.ones((1, len(group_id_V)), np.int16), bootstrap_weights(group_id_V, num, seed=0)])
 
 
+def count_groups(metric: Metric, label_N: Ints, group_id_N: npt.NDArray[np.object_]) -> int:
+    """Groups that a metric rests on; AUC, which needs both classes, on no more than the class with fewer has."""
+    if metric == "auc":
+        return min(len(set(group_id_N[label_N == label])) for label in (0, 1))
+    return len(set(group_id_N))
+
+
 def measure(metric: Metric, label_V: Ints, some: Sequence[Tried], weight_BV: npt.NDArray[np.int16]) -> Floats:
     """(S, B + 1): the metric of each training under each resample of the test videos."""
     if metric == "auc":
@@ -136,19 +151,25 @@ def measure(metric: Metric, label_V: Ints, some: Sequence[Tried], weight_BV: npt
     return np.stack([weighted_accuracy(label_V, one.probability_V, one.threshold, weight_BV) for one in some])
 
 
-def mean_over_seeds(value_SB: Floats, num_groups: int, rng: np.random.Generator) -> Draws:
+def mean_over_seeds(value_SB: Floats, num_groups: int, name: str) -> Draws:
     """The mean of all trainings, and of trainings drawn anew for each resample of the videos.
 
     S - 1 of the S are drawn, with replacement: that makes the variance of the mean unbiased (Rao and Wu 1988). With S
     drawn it would be too small by 1 / S, a third with 3 seeds. A single training is all that can be drawn.
+
+    Args:
+        value_SB: from `measure`.
+        num_groups: from `count_groups`.
+        name: of the set, from which the draws follow: seeds of different sets have nothing in common.
     """
     num_seeds, num_columns = value_SB.shape
+    rng = np.random.default_rng(list(name.encode()))
     drawn = rng.integers(num_seeds, size=(max(1, num_seeds - 1), num_columns - 1))
     value_B = np.take_along_axis(value_SB[:, 1:], drawn, axis=0).mean(axis=0)
     return Draws(float(value_SB[:, 0].mean()), value_B, num_seeds, num_groups)
 
 
-def judge(versus: Versus, low: float, high: float, margin: float) -> Verdict:
+def conclude(versus: Versus, low: float, high: float, margin: float) -> Verdict:
     """What the interval of a difference (distilled minus other) says; against the full set, `margin` may be lost."""
     if versus == "full":
         return "non-inferior" if low > -margin else "inferior" if high < -margin else "cannot tell"
@@ -165,14 +186,15 @@ def verdict(
     """
     low, high = difference.interval(-1.0, 1.0)
     enough = difference.num_groups >= MIN_GROUPS
-    word = judge(versus, low, high, margin) if enough and beats_chance else "cannot tell"
+    word = conclude(versus, low, high, margin) if enough and beats_chance else "cannot tell"
     if word == "cannot tell":
         question = "as good as" if versus == "full" else "better than"
         said = [f"{architecture}: it cannot be told whether {name} is {question} {NAMES[versus]}."]
     else:
         said = [f"{architecture}: {name} is {word} {'to' if versus == 'full' else 'than'} {NAMES[versus]}."]
     if not enough:
-        said.append(f"The test split has {difference.num_groups} groups, at least {MIN_GROUPS} are needed.")
+        of_class = " of one class" if metric == "auc" else ""
+        said.append(f"The test split has {difference.num_groups} groups{of_class}, at least {MIN_GROUPS} are needed.")
     if not beats_chance:
         said.append("Trained on neither does it tell real from fake better than chance.")
     if difference.num_seeds == 1:

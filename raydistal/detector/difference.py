@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raydistal.detector.comparison import MIN_GROUPS, Draws, judge, resampled_weights
+from raydistal.detector.comparison import MIN_GROUPS, Draws, conclude, count_groups, resampled_weights
 from raydistal.detector.evaluated import Said
 from raydistal.detector.metrics import weighted_accuracy, weighted_auc
 
@@ -21,7 +21,7 @@ Weights = npt.NDArray[np.int16]
 
 
 def differences(before: Said, after: Said, margin: float) -> list[Row]:
-    """Rows of `schemas.DIFFERENCE`, without what is known of the detectors: accuracy and, where there are fakes, AUC.
+    """Rows of `schemas.DIFFERENCE`, without what is known of the detectors: accuracy and, with both classes, AUC.
 
     The AUC of a method is that of its fakes against all real videos. A verdict needs 6 groups, and that one of the two
     detectors tells the fakes from real ones better than chance: two that do not are as good as each other, which says
@@ -35,9 +35,12 @@ def differences(before: Said, after: Said, margin: float) -> list[Row]:
     rows: list[Row] = []
     beats_chance = {}
     for name, is_in_V in slices.items():
+        if not is_in_V.any():  # real: all of them were skipped for want of a face
+            continue
         if name != "real":
             auc, beats_chance[name] = _auc(before, after, is_in_V | is_real_V, weight_BV)
-            rows.append(_row(name, "auc", int(is_in_V.sum()), auc, margin, beats_chance[name]))
+            if auc[0].num_groups:
+                rows.append(_row(name, "auc", int(is_in_V.sum()), auc, margin, beats_chance[name]))
         accuracy, flips = _accuracy(before, after, is_in_V, weight_BV)
         is_meant = beats_chance["all" if name == "real" else name]
         rows.append(_row(name, "accuracy", int(is_in_V.sum()), accuracy, margin, is_meant) | flips)
@@ -47,8 +50,7 @@ def differences(before: Said, after: Said, margin: float) -> list[Row]:
 def _auc(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], bool]:
     """That of both detectors, and whether one of them beats chance."""
     label_N, weight_BN = before.label_V[is_in_V], weight_BV[:, is_in_V]
-    groups = [set(before.group_id_V[is_in_V & (before.label_V == label)]) for label in (0, 1)]
-    num_groups = min(map(len, groups))
+    num_groups = count_groups("auc", label_N, before.group_id_V[is_in_V])
     one, other = (
         _draws(weighted_auc(label_N, said.probability_V[is_in_V], weight_BN), num_groups) for said in (before, after)
     )
@@ -58,7 +60,7 @@ def _auc(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple
 def _accuracy(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], Row]:
     """That of both detectors, and the shares of decisions that turned right and wrong."""
     label_N, weight_BN = before.label_V[is_in_V], weight_BV[:, is_in_V]
-    num_groups = len(set(before.group_id_V[is_in_V]))
+    num_groups = count_groups("accuracy", label_N, before.group_id_V[is_in_V])
     one, other = (
         _draws(weighted_accuracy(label_N, said.probability_V[is_in_V], said.threshold, weight_BN), num_groups)
         for said in (before, after)
@@ -94,5 +96,5 @@ def _row(name: str, metric: str, num: int, drawn: tuple[Draws, Draws], margin: f
         "low": low,
         "high": high,
         "beats_chance": beats_chance,
-        "verdict": judge("full", low, high, margin) if can_tell else "cannot tell",
+        "verdict": conclude("full", low, high, margin) if can_tell else "cannot tell",
     }

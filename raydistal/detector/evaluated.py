@@ -58,7 +58,7 @@ class Evaluation:
 
 
 def read(location: str) -> Evaluation:
-    """Raises UserError if there is none, or it is unfinished."""
+    """The evaluation in the folder `location`. Raises UserError if there is none, or it is unfinished."""
     info = tables.read_info(storage.join(location, "metrics"))
     if not info:
         raise UserError(f"no finished evaluation at {location}. Make it first: raydistal evaluate --out {location}")

@@ -21,7 +21,7 @@ from raydistal import storage, tables
 from raydistal.detector.augmentation import augment
 from raydistal.errors import UserError
 from raydistal.faces import crop
-from raydistal.selection.probe import sample_key, uniform
+from raydistal.selection.draws import sample_key, uniform
 
 EXAMPLES = pa.schema(
     [
@@ -71,9 +71,9 @@ class Limits:
     max_faces: int = 0
     """In all, half of each class, fakes evenly from all methods (CKD section IV: 10, 100, 1000). 0: no limit."""
     max_real: int = 0
-    """Real faces (thesis 5.2.3: 10,000). 0: no limit."""
+    """Real faces (thesis, table 5.1.3.3.1: 7,000). 0: no limit."""
     max_per_method: int = 0
-    """Fake faces of each method (thesis 5.2.3: 3,000). 0: no limit."""
+    """Fake faces of each method (thesis, table 5.1.3.3.1: 2,100). 0: no limit."""
     leave_out: tuple[str, ...] = ()
     """Methods whose fakes are neither learnt from nor measured on in val."""
 

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raydistal.detector.comparison import MIN_GROUPS, Draws, Verdict, judge, mean_over_seeds, resampled_weights
+from raydistal.detector.comparison import (
+    MIN_GROUPS,
+    Draws,
+    Verdict,
+    conclude,
+    count_groups,
+    mean_over_seeds,
+    resampled_weights,
+)
 from raydistal.detector.evaluated import Said
 from raydistal.detector.metrics import weighted_auc
 
@@ -52,7 +60,7 @@ def generalise(tried: Sequence[Tried], margin: float) -> dict[str, list[Row]]:
         }
         gaps += [_gap(architecture, method, *pair, margin) for method, pair in pairs.items()]
         if len(pairs) > 1:
-            seen, unseen = (_mean(some) for some in zip(*pairs.values(), strict=True))
+            seen, unseen = (Draws.mean(some) for some in zip(*pairs.values(), strict=True))
             gaps.append(_gap(architecture, None, seen, unseen, margin))
     return {"matrix": matrix, "gaps": gaps}
 
@@ -63,21 +71,13 @@ def _draws(tried: Sequence[Tried]) -> Iterator[tuple[Key, Draws]]:
     is_real_V = test.label_V == 0
     weight_BV = resampled_weights(test.group_id_V)
     for tested in sorted(set(test.method_V[~is_real_V])):
-        is_fake_V = test.method_V == tested
-        is_in_V = is_real_V | is_fake_V
+        is_in_V = is_real_V | (test.method_V == tested)
         label_N, weight_BN = test.label_V[is_in_V], weight_BV[:, is_in_V]
-        num_groups = min(len(set(test.group_id_V[some_V])) for some_V in (is_real_V, is_fake_V))
+        num_groups = count_groups("auc", label_N, test.group_id_V[is_in_V])
         for architecture, left_out in dict.fromkeys((one.architecture, one.left_out) for one in tried):
             some = [one for one in tried if (one.architecture, one.left_out) == (architecture, left_out)]
             value_SB = np.stack([weighted_auc(label_N, one.said.probability_V[is_in_V], weight_BN) for one in some])
-            rng = np.random.default_rng(list(f"{architecture}/{left_out}".encode()))  # seeds have nothing in common
-            yield (architecture, left_out, tested), mean_over_seeds(value_SB, num_groups, rng)
-
-
-def _mean(some: Sequence[Draws]) -> Draws:
-    value_B = np.mean([one.value_B for one in some], axis=0)
-    num_seeds, num_groups = (min(getattr(one, name) for one in some) for name in ("num_seeds", "num_groups"))
-    return Draws(float(np.mean([one.value for one in some])), value_B, num_seeds, num_groups)
+            yield (architecture, left_out, tested), mean_over_seeds(value_SB, num_groups, f"{architecture}/{left_out}")
 
 
 def _gap(architecture: str, method: str | None, seen: Draws, unseen: Draws, margin: float) -> Row:
@@ -86,7 +86,7 @@ def _gap(architecture: str, method: str | None, seen: Draws, unseen: Draws, marg
     low, high = difference.interval(-1.0, 1.0)
     seen_low, unseen_low = (one.interval(0.0, 1.0)[0] for one in (seen, unseen))
     can_tell = difference.num_groups >= MIN_GROUPS and max(seen_low, unseen_low) > 0.5
-    word = judge("full", low, high, margin) if can_tell else "cannot tell"
+    word = conclude("full", low, high, margin) if can_tell else "cannot tell"
     row = {"architecture": architecture, "method": method, "seen": seen.value, "unseen": unseen.value}
     row |= {"difference": difference.value, "low": low, "high": high, "margin": margin, "verdict": word}
     return row | {"text": _sentence(architecture, method, word, difference, seen_low > 0.5, unseen_low > 0.5)}
@@ -102,7 +102,9 @@ def _sentence(
     else:
         said = [f"{architecture}: it cannot be told whether {fakes} are found as well without learning from them."]
     if difference.num_groups < MIN_GROUPS:
-        said.append(f"The test split has {difference.num_groups} groups, at least {MIN_GROUPS} are needed.")
+        said.append(
+            f"The test split has {difference.num_groups} groups of one class, at least {MIN_GROUPS} are needed."
+        )
     elif not is_unseen_found:
         after = "Even after learning from them," if not is_seen_found else "Without,"
         said.append(f"{after} it is not shown that they are told from real videos better than chance.")

@@ -91,7 +91,8 @@ class Heatmaps:
 
 def grad_cam_pp(maps_NCHW: torch.Tensor, gradient_NCHW: torch.Tensor) -> torch.Tensor:
     """The module's equations: maps A and gradients g to heat, (N, h, w)."""
-    # The paper's maps are never negative. Those of SiLU are: without the first relu, alpha would have a pole.
+    # Without the relus alpha would have a pole where g or the sum of A is negative. Where g is, w_k gains nothing; the
+    # paper's maps are never negative, those of SiLU are.
     alpha_NCHW = 1 / (2 + gradient_NCHW.relu() * maps_NCHW.sum((2, 3), keepdim=True).relu())
     weight_NC11 = (alpha_NCHW * gradient_NCHW.relu()).sum((2, 3), keepdim=True)
     heat_Nhw = (weight_NC11 * maps_NCHW).sum(1).relu()

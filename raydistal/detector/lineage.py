@@ -31,14 +31,17 @@ def ancestor(location: str, about: dict[str, Any]) -> dict[str, str]:
     return {"location": storage.absolute(location), "model_id": checkpoint.model_id(about)}
 
 
-def learnt_from(about: dict[str, Any]) -> Learnt:
-    """From the content of detector.json, and of those of its ancestors, which are read."""
+def learnt_from(about: dict[str, Any], descendants: frozenset[str] = frozenset()) -> Learnt:
+    """From the content of detector.json, and of those of its ancestors, which are read.
+
+    `descendants`: locations on the way to it. One that names itself as its ancestor is not followed in circles.
+    """
     data = about.get("data", {})
     is_all = {"dataset", "methods"} <= data.keys() and "parent" in about
     own = Learnt(frozenset(data.get("dataset", ())), frozenset(data.get("methods", ())), is_all)
     parents = [about["parent"]] if about.get("parent") else []
     teachers = (about.get("teaching") or {}).get("teachers", [])
-    known = [own, *(_learnt_by(earlier) for earlier in (*parents, *teachers))]
+    known = [own, *(_learnt_by(earlier, descendants) for earlier in (*parents, *teachers))]
     datasets, methods = (frozenset().union(*sets) for sets in list(zip(*known, strict=True))[:2])
     return Learnt(datasets, methods, all(one.is_all for one in known))
 
@@ -57,11 +60,12 @@ def trained_on(own: pa.Table, ancestors: Iterable[str]) -> pa.Table:
     return own
 
 
-def _learnt_by(earlier: dict[str, str]) -> Learnt:
+def _learnt_by(earlier: dict[str, str], descendants: frozenset[str]) -> Learnt:
     """Nothing is known of one that is gone, or was replaced by another."""
+    location = earlier["location"]
     try:
-        about = checkpoint.read_about(earlier["location"])
+        about = {} if location in descendants else checkpoint.read_about(location)
     except UserError:
         about = {}
     is_it = bool(about) and checkpoint.model_id(about) == earlier["model_id"]
-    return learnt_from(about) if is_it else Learnt(frozenset(), frozenset(), False)
+    return learnt_from(about, descendants | {location}) if is_it else Learnt(frozenset(), frozenset(), False)

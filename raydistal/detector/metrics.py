@@ -24,11 +24,10 @@ Floats = npt.NDArray[np.floating]
 Float64s = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.number]
 
-CLIP = (
-    1e-7  # log-loss: probabilities are kept this far from 0 and 1, so that one certain error costs 16 and not infinity
-)
+CLIP = 1e-7  # log-loss: probabilities stay this far from 0 and 1, so one certain error costs 16 and not infinity
 NUM_BINS = 15  # ECE, as Guo et al. 2017
 NUM_POINTS = 200  # of a curve
+SAME = 1e-9  # values of resamples that differ by no more are the same, but for rounding
 CHUNK = 1 << 20  # weights at a time: 8 MB, near the processor
 
 
@@ -88,7 +87,7 @@ def choose_threshold(label_N: Ints, probability_N: Floats) -> float:
     label_N, probability_N = label_N[is_known_N], probability_N[is_known_N].astype(np.float64)
     if len(np.unique(label_N)) < 2:
         raise ValueError("a threshold needs real and fake rows")
-    edge_E = np.unique([0.0, 1.0, *probability_N])
+    edge_E = np.unique(np.append(probability_N, [0.0, 1.0]))
     middle_T = edge_E[:-1] + np.diff(edge_E) / 2
     threshold_T = np.where(middle_T < edge_E[1:], middle_T, edge_E[:-1])  # neighbours in float64 have no middle
     num_real_T, num_fake_T = (
@@ -173,8 +172,9 @@ def measure_slices(
     """Every metric on all rows; the accuracy of the real rows, and that of the fakes of each method (as in the thesis,
     6.2.1); the AUC of each method against all real rows.
 
-    With 95 % percentile intervals over the resamples in which the metric is defined; none if all rows are of one group.
-    The interval of ECE lies high: by chance alone, a resample looks worse calibrated.
+    With 95 % percentile intervals over the resamples in which the metric is defined; none where all resamples agree, as
+    with one group or without a mistake: what never happened in them may still happen. The interval of ECE lies high: by
+    chance alone, a resample looks worse calibrated.
 
     Args:
         label_N: 0 or 1.
@@ -207,12 +207,12 @@ def measure_slices(
         )
 
     drawn = [measure_all(weight_CN) for weight_CN in _chunks(weight_BV, video_N)]
-    has_spread = (weight_BV != 1)[:, video_N].any()
     made = []
     for (name, metric), (value,) in measure_all(np.ones((1, len(label_N)))).items():
-        value_B = np.concatenate([part[name, metric] for part in drawn]) if has_spread else np.empty(0)
+        value_B = np.concatenate([np.empty(0), *(part[name, metric] for part in drawn)])
         value_B = value_B[~np.isnan(value_B)]
-        low, high = np.quantile(value_B, [0.025, 0.975]) if len(value_B) else (np.nan, np.nan)
+        has_spread = len(value_B) > 0 and np.ptp(value_B) > SAME
+        low, high = np.quantile(value_B, [0.025, 0.975]) if has_spread else (np.nan, np.nan)
         made.append(Measured(name, metric, _or_none(value), _or_none(low), _or_none(high), num[name]))
     return made, sum(int(np.isnan(part["all", "auc"]).sum()) for part in drawn)
 
@@ -220,7 +220,10 @@ def measure_slices(
 def worst_frames(
     label_V: Ints, probability_V: Floats, threshold: float, frame_probability_N: Floats, video_N: Ints, num: int
 ) -> Ints:
-    """Up to `num` rows of frames: the worst one of each video that is called wrong, the most wrong videos first."""
+    """Rows of up to `num` frames: the worst one of each misclassified video, largest error of the video first.
+
+    Videos and frames are ranked by |probability - label|.
+    """
     is_wrong_V = ~np.isnan(probability_V) & (_is_called_fake(label_V, probability_V, threshold) != (label_V == 1))
     error_V, error_N = np.abs(probability_V - label_V), np.abs(frame_probability_N - label_V[video_N])
     rows = np.flatnonzero(is_wrong_V[video_N])

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from raydistal.errors import UserError
 from raydistal.schemas import DISTILLED, conform
-from raydistal.selection.probe import sample_key
+from raydistal.selection.draws import sample_key
 
 Kind = Literal["full", "distilled", "random", "frame_count", "faces"]
 Control = Literal["random", "frame_count"]

@@ -66,7 +66,7 @@ class Lesson(nn.Module, ABC):
 
 
 def outputs(detector: Detector, crops_NHWC: torch.Tensor) -> Outputs:
-    """By one pass; with autocast in its precision."""
+    """(N,) logits and (N, D) embeddings of (N, S, S, 3) crops, by one pass; under autocast in its precision."""
     seen: list[torch.Tensor] = []
     classifier = detector.network.get_classifier()
     handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -192,7 +192,7 @@ class Training:
                 )
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise UserError(
                     f"out of memory on {self.device} with {min(num_faces, self.faces_at_once)} faces of "
@@ -241,7 +241,13 @@ class Training:
         return np.array(label_N, np.int64), np.array(logit_N, np.float64)
 
     def finish_epoch(self, fitted: dict[str, Any], label_N: npt.NDArray[np.int64], logit_N: Floats) -> None:
-        """Notes an epoch and what val says of it (N = 0: there is no val); keeps the detector if it is the best."""
+        """Notes an epoch and what val says of it (N = 0: there is no val); keeps the detector if it is the best.
+
+        Raises:
+            UserError: a logit is no number.
+        """
+        if not np.isfinite(logit_N).all():
+            raise UserError(f"the detector gives no numbers for val after epoch {self.epoch}. Lower --learning-rate.")
         row: dict[str, Any] = {"epoch": self.epoch, **fitted, "val_loss": None, "val_accuracy": None, "val_auc": None}
         if len(label_N):
             row |= {f"val_{name}": value for name, value in judge(label_N, logit_N).items()}

@@ -2,7 +2,7 @@
 
 vgg16       512 numbers: the last convolution (relu5_3, pooled) averaged over the picture. The default: an eighth of the
             size on disk of vgg16-fc and none of its 120 million extra weights.
-vgg16-fc    4096 numbers: the second fully connected layer after ReLU ("fc7"), as DeepDistAL section 3 is usually read.
+vgg16-fc    4096 numbers: the second fully connected layer after ReLU ("fc7"). DeepDistAL names VGG16 and no layer.
 resnet50    2048 numbers: global average pool.
 timm:NAME   any timm model, its pooled features before the classifier.
 

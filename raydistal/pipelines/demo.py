@@ -1,5 +1,6 @@
 """A synthetic dataset from nothing to a report: what raydistal does, on one machine and without any download."""
 
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,8 +51,8 @@ def run(config: Config) -> dict[str, Any]:
     options = {"ratio": config.ratio, "frames": config.frames, "sample": "even:6", "features": features}
     summary = distill.run(distill.Config(videos=videos, out=out, **options))  # type: ignore[arg-type]
     page = report.run(report.Config(out=out))["report"]
-    comparison = storage.join(config.out, "comparison")
-    print(NEXT.format(videos=videos, out=out, page=page, comparison=comparison), file=sys.stderr)
+    run_, comparison = shlex.quote(out), shlex.quote(storage.join(config.out, "comparison"))
+    print(NEXT.format(videos=videos, out=out, page=page, run=run_, comparison=comparison), file=sys.stderr)
     return summary | {"weights": features.weights, "report": page}
 
 
@@ -61,8 +62,8 @@ Tables             {out}/videos faces uncertainty representative ranking distill
 Report             {page}   (open it in a browser)
 
 Next:
-  raydistal select --out {out} --ratio 0.1      a smaller distilled set, from the same ranking
-  raydistal compare --data {out} --out {comparison} --sets 0.5 --seeds 2 \\
+  raydistal select --out {run} --ratio 0.1      a smaller distilled set, from the same ranking
+  raydistal compare --data {run} --out {comparison} --sets 0.5 --seeds 2 \\
       --architectures timm:resnet10t --weights random --recipe finetune --epochs 2 --input-px 96
                                                     small detectors on all and on half, in a few minutes
   raydistal distill --videos YOUR_VIDEOS --out YOUR_RUN --ratio 0.2 --frames 500

@@ -246,12 +246,10 @@ def _pending(videos: pa.Table, place: str) -> pa.Table:
     """Of these: those without a row, or with one of a failure or of a file that was another one."""
     columns = ["video_id", "num_bytes", "modified_ns"]
     parts = tables.read_parts(place, tables.part_names(place), [*columns, "status"])
-    rows = pa.concat_tables([part.select([*columns, "status"]) for part in parts] or [NO_ROWS])
+    nothing = schemas.VERDICTS.empty_table()
+    rows = pa.concat_tables([part.select([*columns, "status"]) for part in [nothing, *parts]])
     rows = rows.filter(pc.is_in(rows["status"], pa.array(tables.FINAL))).select(columns)
     return videos.join(rows, columns, join_type="left anti").sort_by("uri") if len(videos) else videos
-
-
-NO_ROWS = schemas.VERDICTS.empty_table().select(["video_id", "num_bytes", "modified_ns", "status"])
 
 
 def _drop(place: str, made_with: dict[str, Any], video_id_V: pa.Array) -> None:

@@ -145,7 +145,7 @@ def _faces(config: Config, parent: dict[str, Any], size_px: int) -> Faces:
 
 
 def _without(examples: pa.Table, others: pa.Table) -> pa.Table:
-    from raydistal.selection.probe import sample_key
+    from raydistal.selection.draws import sample_key
 
     key_N, key_M = (sample_key(one["video_id"], one["frame_index"].to_numpy(), 0) for one in (examples, others))
     return examples.filter(pa.array(~np.isin(key_N, key_M)))

@@ -259,7 +259,7 @@ def _sample(config: Config, videos: pa.Table, only: pa.Table | None = None) -> p
 
 def _sample_part(faces: pa.Table, videos: pa.Table, only: pa.Table | None, share: float, seed: int) -> pa.Table:
     """One row per face, of those that are wanted."""
-    from raydistal.selection.probe import sample_key, uniform
+    from raydistal.selection.draws import sample_key, uniform
 
     frames = tables.explode_faces(_join(faces, videos.select(["video_id", "label", "group_id", "fold"])))
     if only is not None:
@@ -280,7 +280,7 @@ def _score_parts(config: Config, videos: pa.Table, settings: tables.Config, out:
 
 def _score_part(faces: pa.Table, videos: pa.Table, strategy: Strategy, seed: int, probes: "Probes | None") -> pa.Table:
     """Rows of the uncertainty table."""
-    from raydistal.selection.probe import sample_key, uniform
+    from raydistal.selection.draws import sample_key, uniform
     from raydistal.selection.uncertainty import score
 
     faces = _join(faces, videos)

@@ -5,17 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from raydistal import storage, tables
-from raydistal.errors import UserError
+from raydistal import storage
 from raydistal.report import figures, page
 from raydistal.report.figures import Bars, Line, Panel, Picture, picture
-from raydistal.report.page import Cell, Table, Tile, count, decimal, duration, percent
+from raydistal.report.page import SIGNS, Cell, Row, Table, Tile, count, decimal, duration, percent
 
 KINDS = {"full": "full", "distilled": "distilled", "random": "random", "frame_count": "most faces"}
-# How a verdict reads at a glance.
-SIGNS = {"non-inferior": "good", "better": "good", "inferior": "bad", "worse": "bad"}
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,8 @@ def write(location: str) -> str:
     Raises:
         UserError: there is no such table, or it is unfinished.
     """
-    place = storage.join(location, "comparison")
-    info = tables.read_info(place)
-    if not info:
-        raise UserError(f"no finished comparison at {location}. Make it first: raydistal compare --out {location}")
-    found = Comparison(info, tables.read_table(place, "compare").to_pylist())
+    info, rows = page.read(location, "comparison", "compare")
+    found = Comparison(info, rows)
     pictures = [accuracies(found)] + ([quantity(found)] if info["curve"] else [])
     return page.write(
         location,
@@ -82,22 +74,13 @@ def tiles(found: Comparison) -> list[Tile]:
 
 def notices(found: Comparison) -> list[str]:
     """What a reader must know before believing the numbers."""
-    told, test = [], found.info["test"]
     num_seeds = min((row["num_seeds"] for row in found.sets), default=0)
-    if num_seeds < 3:
-        told.append(f"Trained with {count(num_seeds, 'seed')} only: how much luck is in a number cannot be told.")
-    if test["num_videos"] < 200:
-        told.append(f"{count(test['num_videos'], 'test video')}: small differences cannot be seen with so few.")
-    return told
+    return page.caveats(num_seeds, found.info["test"]["num_videos"])
 
 
 def verdicts(found: Comparison) -> list[Row]:
     """The verdicts with a sign, the difference and its interval in points (hundredths)."""
-    made = []
-    for one in found.info["verdicts"]:
-        shown = [f"{100 * one[name]:+.1f}" for name in ("difference", "low", "high")]
-        made.append(one | {"sign": SIGNS.get(one["verdict"], "open"), "numbers": shown})
-    return made
+    return [one | {"sign": SIGNS[one["verdict"]], "numbers": page.points(one)} for one in found.info["verdicts"]]
 
 
 def performance(found: Comparison) -> Table:
@@ -204,16 +187,11 @@ def commands(location: str, config: dict[str, Any]) -> list[tuple[str, str]]:
     """What to type next, each with its purpose."""
     settings = {name: config[name] for name in ("architectures", "sets", "faces", "split", "metric", "margin")}
     settings |= {name: value for name, value in config["training"].items() if name not in ("device", "cpus")}
-    options = []
-    for name, value in settings.items():
-        values = value if isinstance(value, list) else [value]
-        if values and values != [0]:
-            options.append(f"--{name.replace('_', '-')} {' '.join(shlex.quote(str(one)) for one in values)}")
     places = f"--data {shlex.quote(config['data'])} --out {shlex.quote(location)}"
     return [
         (
             "More seeds, for narrower intervals; what is trained is not trained again",
-            f"raydistal compare {places} --seeds {config['seeds'] + 2} \\\n  {' '.join(options)}",
+            f"raydistal compare {places} --seeds {config['seeds'] + 2} \\\n  {page.options(settings)}",
         ),
     ]
 

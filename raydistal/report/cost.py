@@ -3,14 +3,11 @@
 import shlex
 from functools import partial
 from operator import itemgetter
-from typing import Any
 
-from raydistal import storage, tables
 from raydistal.report import figures, page
 from raydistal.report.figures import Bars, Picture, picture
-from raydistal.report.page import Cell, Table, Tile, count, millions, percent
+from raydistal.report.page import Cell, Row, Table, Tile, count, millions, percent
 
-Row = dict[str, Any]
 SIZES = {"num_params": "parameters", "macs": "MACs", "size_mb": "size on disk"}
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 MAX_SHOWN = 8  # detectors in the figure
@@ -23,9 +20,7 @@ def write(location: str) -> str:
     Raises:
         UserError: nothing was measured.
     """
-    place = storage.join(location, "cost")
-    rows = tables.read_table(place, "cost").to_pylist()
-    info = tables.read_info(place)
+    info, rows = page.read(location, "cost", "cost")
     return page.write(
         location,
         "cost.html.j2",
@@ -68,16 +63,16 @@ def notices(rows: list[Row], info: Row) -> list[str]:
     found, detectors = [], _detectors(rows)
     if len(runtimes := sorted({row["runtime"] for row in detectors})) > 1:
         found.append(
-            f"The detectors run in {', '.join(runtimes)}: part of the differences in time is that of the runtimes. "
-            "Export all of them for one runtime to compare the detectors alone."
+            f"The runtimes differ ({', '.join(runtimes)}), which explains part of the differences in time. Export all "
+            "detectors for one runtime to compare the detectors alone."
         )
     if info["load_average"] > BUSY * info["num_cpus"]:
         found.append(
             f"The machine was busy before the measurement began: load average {info['load_average']:.1f} on "
-            f"{count(info['num_cpus'], 'CPU')}. Ratios suffer less from that than milliseconds."
+            f"{count(info['num_cpus'], 'CPU')}. This affects ratios less than milliseconds."
         )
     if len(sides := sorted({row["input_px"] for row in detectors})) > 1:
-        found.append(f"They look at faces of different sizes: {', '.join(map(str, sides))} pixels a side.")
+        found.append(f"Their input sizes differ: {', '.join(map(str, sides))} pixels a side.")
     return found
 
 

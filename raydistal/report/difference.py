@@ -5,18 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from raydistal import storage, tables
-from raydistal.errors import UserError
 from raydistal.report import figures, page
 from raydistal.report.figures import Picture, picture
-from raydistal.report.page import Cell, Table, Tile, count, decimal, millions, percent
+from raydistal.report.page import SIGNS, Cell, Row, Table, Tile, count, decimal, millions, percent
 
-SIGNS = {"inferior": "bad", "cannot tell": "open", "non-inferior": "good"}
 NAMES = {"auc": "AUC", "accuracy": "accuracy"}
 MAX_DRAWN = 40  # rows of the figure, those that come first
 MIN_GROUPS = 30  # below, the page says so
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,11 +45,8 @@ def write(location: str) -> str:
     Raises:
         UserError: there is no such table, or it is unfinished.
     """
-    place = storage.join(location, "difference")
-    info = tables.read_info(place)
-    if not info:
-        raise UserError(f"no finished difference at {location}. Make it first: raydistal difference")
-    found = Difference(info, tables.read_table(place, "difference").to_pylist())
+    info, rows = page.read(location, "difference", "difference")
+    found = Difference(info, rows)
     return page.write(
         location,
         "difference.html.j2",
@@ -76,10 +68,8 @@ def write(location: str) -> str:
 
 def tiles(found: Difference) -> list[Tile]:
     """The headline numbers."""
-    data, whole = (
-        found.info["data"],
-        [row for row in found.rows if (row["slice"], row["metric"]) == ("all", "accuracy")],
-    )
+    data = found.info["data"]
+    whole = [row for row in found.rows if (row["slice"], row["metric"]) == ("all", "accuracy")]
     num_videos = sum(row["num"] for row in whole)
     flipped = {name: sum(row["num"] * row[name] for row in whole) for name in ("mended", "broken")}
     split = (sum(one["num_real"] for one in data), sum(one["num_fake"] for one in data))
@@ -105,14 +95,16 @@ def notices(found: Difference) -> list[str]:
     for one in found.info["detectors"]:
         if not one["learnt"]["is_all"]:
             told.append(
-                f"What {one['name']} learnt from is not known in full: an ancestor or teacher of it is gone or does "
-                "not say. What it may have seen is not called unseen."
+                f"The training data of {one['name']} is not fully known: an ancestor or teacher is missing or does not "
+                "record it. What it may have seen is not counted as unseen."
             )
     if not found.unseen:
-        told.append("Nothing here is known to be unseen by both: how they do on other fakes is not measured.")
+        told.append("Nothing here is known to be unseen by both detectors: how they do on new fakes is not measured.")
     for row in found.rows:
         if (row["slice"], row["metric"]) == ("all", "auc") and row["num_groups"] < MIN_GROUPS:
-            told.append(f"{row['dataset']} has {row['num_groups']} groups of one class only: small losses do not show.")
+            told.append(
+                f"{row['dataset']} has only {row['num_groups']} groups of one class: small losses cannot be detected."
+            )
     return told
 
 
@@ -133,7 +125,7 @@ def verdicts(found: Difference) -> list[Row]:
 
 def _sentence(row: Row) -> str:
     numbers = " to ".join(f"{row[name]:.3f}" for name in ("before", "after"))
-    points, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
+    points, low, high = page.points(row)
     return f"{NAMES[row['metric']]} on {_of(row)}: from {numbers}, {points} points ({low} to {high}), {row['verdict']}."
 
 
@@ -145,7 +137,7 @@ def differences(found: Difference) -> Table:
     """Every row, the worst first."""
     rows: list[list[Cell]] = []
     for row in found.rows:
-        points, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
+        points, low, high = page.points(row)
         rows.append(
             [
                 Cell(row["slice"], f"{row['dataset']} \N{MIDDLE DOT} {NAMES[row['metric']]}"),
@@ -157,18 +149,9 @@ def differences(found: Difference) -> Table:
                 Cell(f"{row['num']:,}", count(row["num_groups"], "group")),
             ]
         )
-    columns = [
-        "of",
-        "verdict",
-        "points",
-        "before",
-        "after",
-        "learnt from",
-        "turned wrong %",
-        "turned right %",
-        "videos",
-    ]
-    return Table("Differences, the worst first", columns, rows)
+    columns = ["of", "verdict", "points", "before", "after", "learnt from", "turned wrong %", "turned right %"]
+    columns += ["videos"]
+    return Table("Every difference", columns, rows)
 
 
 def seen(row: Row, before: str, after: str) -> str:
@@ -184,15 +167,12 @@ def drawing(found: Difference) -> Picture:
     rows, names, told = found.rows[:MAX_DRAWN], [], []
     for row in rows:
         names.append(f"{row['slice']}, {NAMES[row['metric']]}\n{row['dataset']}{' (unseen)' if is_unseen(row) else ''}")
-        points = " ".join(f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
-        told.append(f"{names[-1].replace(chr(10), ', ')}: {points}")
+        told.append(f"{names[-1].replace(chr(10), ', ')}: {' '.join(page.points(row))}")
     drawn = partial(
         figures.intervals,
         names=names,
-        value_G=[row["difference"] for row in rows],
-        low_G=[row["low"] for row in rows],
-        high_G=[row["high"] for row in rows],
-        xlabel="points; shaded: what may be lost",
+        rows=rows,
+        xlabel="points; shaded: the margin",
         margin=found.info["config"]["margin"],
     )
     alt = f"Differences in points, each with the ends of its interval, the worst first. {'; '.join(told)}."

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from raydistal import storage, tables
-from raydistal.errors import UserError
 from raydistal.report import figures, page
 from raydistal.report.contents import CARD, Face, read_cards
 from raydistal.report.figures import Bars, Line, Panel, Picture, picture
-from raydistal.report.page import Cell, Table, Tile, count, decimal, duration, millions, percent
+from raydistal.report.page import Cell, Row, Table, Tile, count, decimal, duration, millions, percent
 
 LABELS = {
     "auc": "AUC",
@@ -29,8 +27,6 @@ LEVELS = ("video", "frame")
 NUM_FACES = 8  # of a contact sheet: one row on a desk
 MAX_COLUMNS = 6  # detectors side by side; more are listed one below the other
 MAX_SHOWN = 8  # detectors in a figure; more cannot be told apart
-
-Row = dict[str, Any]
 
 
 class Result(NamedTuple):
@@ -123,12 +119,8 @@ def write(location: str) -> str:
 
 def read(location: str) -> Results:
     """Raises UserError as `write`."""
-    place = storage.join(location, "metrics")
-    info = tables.read_info(place)
-    if not info:
-        raise UserError(f"no finished evaluation at {location}. Make it first: raydistal evaluate --out {location}")
+    info, rows = page.read(location, "metrics", "evaluate")
     names = ("detector", "dataset", "level", "slice", "metric")
-    rows = tables.read_table(place, "evaluate").to_pylist()
     return Results(info=info, rows={tuple(row[name] for name in names): row for row in rows})
 
 
@@ -160,7 +152,7 @@ def notices(results: Results) -> list[str]:
             found.append(f"{num_without:,} of the {num_videos:,} videos of {data['name']} have no face to judge.")
         if min(data["num_real"], data["num_fake"]) < 30:
             found.append(
-                f"{data['name']} has {data['num_real']:,} real and {data['num_fake']:,} fake videos only: "
+                f"{data['name']} has only {data['num_real']:,} real and {data['num_fake']:,} fake videos: "
                 "look at the intervals before comparing."
             )
         if num_skipped := max(data["num_resamples_skipped"].values(), default=0):

@@ -1,7 +1,7 @@
 """The figures of a report, as PNG. K videos in the order of the ranking; B bins of a histogram; G groups of bars."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -254,19 +254,22 @@ def intervals(
     width_in: float,
     *,
     names: Sequence[str],
-    value_G: Sequence[float],
-    low_G: Sequence[float],
-    high_G: Sequence[float],
+    rows: Sequence[Mapping[str, Any]],
     xlabel: str,
     margin: float,
 ) -> "Figure":
-    """Differences with their intervals, one below the other, in points (hundredths): against none, and the margin."""
+    """N differences with their intervals, one below the other, in points (hundredths): against 0, and the margin.
+
+    Of `rows`, difference, low and high are read.
+    """
     figure = _figure(theme, width_in, 1.0 + 0.42 * len(names))
     axes = figure.subplots()
     _style(axes, theme, xlabel=xlabel)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=theme.line, linewidth=0.8)
-    value_N, low_N, high_N = (100 * np.array(values, float) for values in (value_G, low_G, high_G))
+    value_N, low_N, high_N = (
+        100 * np.array([row[name] for row in rows], float) for name in ("difference", "low", "high")
+    )
     y_N = np.arange(len(names))
     axes.axvspan(-100 * margin, 0, color=theme.pale, alpha=0.35, linewidth=0)
     axes.axvline(0, color=theme.ink, linewidth=1)
@@ -306,7 +309,7 @@ def clouds(theme: Theme, width_in: float, *, clouds: Sequence[Cloud], marked: st
         texts = {value: f"{value:g}" for value in sorted(set(cloud.x_N))}
         if len(texts) <= 6 and max(map(len, texts.values()), default=0) <= 4:  # few values, chosen by a person
             axes.set_xticks(list(texts), list(texts.values()))
-    for axes in list(every_axes)[len(clouds) :]:
+    for axes in every_axes:  # those that are left
         axes.set_axis_off()
     _legend(figure, theme, [marked, others], [look | {"markersize": 5} for look in looks])
     return figure

@@ -5,15 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from raydistal import storage, tables
-from raydistal.errors import UserError
+from raydistal import storage
 from raydistal.report import figures, page
 from raydistal.report.figures import Picture, picture
-from raydistal.report.page import Cell, Table, Tile, count, decimal, duration, percent
-
-SIGNS = {"non-inferior": "good", "inferior": "bad", "cannot tell": "open"}
-
-Row = dict[str, Any]
+from raydistal.report.page import SIGNS, Cell, Row, Table, Tile, count, decimal, duration, percent
 
 
 @dataclass(frozen=True)
@@ -42,11 +37,8 @@ def write(location: str) -> str:
     Raises:
         UserError: there is no such table, or it is unfinished.
     """
-    place = storage.join(location, "generalisation")
-    info = tables.read_info(place)
-    if not info:
-        raise UserError(f"nothing finished at {location}. Make it first: raydistal generalise --out {location}")
-    found = Generalisation(info, tables.read_table(place, "generalise").to_pylist())
+    info, rows = page.read(location, "generalisation", "generalise")
+    found = Generalisation(info, rows)
     return page.write(
         location,
         "generalisation.html.j2",
@@ -77,27 +69,19 @@ def tiles(found: Generalisation) -> list[Tile]:
         Tile("Detectors trained", num_detectors, [" \N{MIDDLE DOT} ".join(variety)]),
         Tile("Test videos", test["num_videos"], ["the same for all"], (test["num_real"], test["num_fake"])),
         Tile("Found less well unseen", f"{lost} of {len(of_methods)}", ["methods left out, by model"]),
-        Tile("Largest gap", _points(worst)[0], [f"points of AUC: {worst['method']}, {worst['architecture']}"]),
+        Tile("Largest gap", page.points(worst)[0], [f"points of AUC: {worst['method']}, {worst['architecture']}"]),
     ]
 
 
 def notices(found: Generalisation) -> list[str]:
     """What a reader must know before believing the numbers."""
-    told, test = [], found.info["test"]
-    if (num_seeds := min(row["num_seeds"] for row in found.info["matrix"])) < 3:
-        told.append(f"Trained with {count(num_seeds, 'seed')} only: how much luck is in a number cannot be told.")
-    if test["num_videos"] < 200:
-        told.append(f"{count(test['num_videos'], 'test video')}: small differences cannot be seen with so few.")
-    return told
+    num_seeds = min(row["num_seeds"] for row in found.info["matrix"])
+    return page.caveats(num_seeds, found.info["test"]["num_videos"])
 
 
 def verdicts(found: Generalisation) -> list[Row]:
     """The gaps with a sign, the difference and its interval in points (hundredths)."""
-    return [row | {"sign": SIGNS[row["verdict"]], "numbers": _points(row)} for row in found.info["gaps"]]
-
-
-def _points(row: Row) -> list[str]:
-    return [f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high")]
+    return [row | {"sign": SIGNS[row["verdict"]], "numbers": page.points(row)} for row in found.info["gaps"]]
 
 
 def matrix(found: Generalisation, architecture: str) -> Table:
@@ -123,14 +107,14 @@ def gaps(found: Generalisation) -> Picture:
     """What leaving out a method does to its AUC, by architecture."""
     rows = found.info["gaps"]
     names = [f"{row['method'] or 'mean of the methods'}\n{row['architecture']}" for row in rows]
-    told = [f"{name.replace(chr(10), ', ')}: {' '.join(_points(row))}" for name, row in zip(names, rows, strict=True)]
+    told = [
+        f"{', '.join(name.splitlines())}: {' '.join(page.points(row))}" for name, row in zip(names, rows, strict=True)
+    ]
     drawn = partial(
         figures.intervals,
         names=names,
-        value_G=[row["difference"] for row in rows],
-        low_G=[row["low"] for row in rows],
-        high_G=[row["high"] for row in rows],
-        xlabel="points of AUC; shaded: what may be lost",
+        rows=rows,
+        xlabel="points of AUC; shaded: the margin",
         margin=found.info["config"]["margin"],
     )
     alt = f"What leaving out a method changes in points of AUC, with the ends of the interval. {'; '.join(told)}."
@@ -160,15 +144,10 @@ def commands(location: str, config: dict[str, Any]) -> list[tuple[str, str]]:
     settings = {name: config[name] for name in ("architectures", "methods", "split", "margin")}
     settings |= config["limits"]
     settings |= {name: value for name, value in config["training"].items() if name not in ("device", "cpus")}
-    options = []
-    for name, value in settings.items():
-        values = value if isinstance(value, list) else [value]
-        if values and values != [0]:
-            options.append(f"--{name.replace('_', '-')} {' '.join(shlex.quote(str(one)) for one in values)}")
     places = f"--data {shlex.quote(config['data'])} --out {shlex.quote(location)}"
     return [
         (
             "More seeds, for narrower intervals; what is trained is not trained again",
-            f"raydistal generalise {places} --seeds {config['seeds'] + 2} \\\n  {' '.join(options)}",
+            f"raydistal generalise {places} --seeds {config['seeds'] + 2} \\\n  {page.options(settings)}",
         ),
     ]

@@ -10,17 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from raydistal import storage, tables
-from raydistal.errors import UserError
 from raydistal.faces import crop
 from raydistal.faces.overlay import overlay
 from raydistal.report import contents, page
 from raydistal.report.contents import JPEG_QUALITY, THUMBNAIL_PX, Face
-from raydistal.report.page import Cell, Table, Tile, count
+from raydistal.report.page import Cell, Row, Table, Tile, count
 
 PLACES = (("top left", "top", "top right"), ("left", "centre", "right"), ("bottom left", "bottom", "bottom right"))
-
-Row = dict[str, Any]
 
 
 class Picture(NamedTuple):
@@ -84,7 +80,6 @@ def write(location: str) -> str:
         is_synthetic=any(one["synthetic"] for one in (*info["detectors"], info["data"])),
         tiles=tiles(found),
         notices=notices(found),
-        names=[one["name"] for one in found.detectors],
         means=[mean_line(found, row) for row in found.of_first(is_mean=True)],
         faces=[face_line(found, row, card) for row, card in zip(faces, cards, strict=True)],
         legend=legend(),
@@ -97,11 +92,7 @@ def write(location: str) -> str:
 
 def read(location: str) -> Heatmaps:
     """Raises UserError as `write`."""
-    place = storage.join(location, "heatmaps")
-    info = tables.read_info(place)
-    if not info:
-        raise UserError(f"no finished heatmaps at {location}. Make them first: raydistal heatmaps --out {location}")
-    rows = tables.read_table(place, "heatmaps").to_pylist()
+    info, rows = page.read(location, "heatmaps", "heatmaps")
     return Heatmaps(info, {(row["detector"], row["slice"], row["video_id"]): row for row in rows})
 
 

@@ -8,13 +8,21 @@ import dataclasses
 import json
 import math
 import posixpath
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from raydistal import storage
+from raydistal import storage, tables
+from raydistal.errors import UserError
 from raydistal.report import figures
 from raydistal.report.figures import Picture
+
+# How a verdict reads at a glance, the worst first.
+SIGNS = {"inferior": "bad", "worse": "bad", "cannot tell": "open", "non-inferior": "good", "better": "good"}
+MIN_SEEDS, MIN_VIDEOS = 3, 200  # below, a page says so
+
+Row = dict[str, Any]
 
 
 class Tile(NamedTuple):
@@ -47,6 +55,19 @@ class Table(NamedTuple):
         cells = zip(*(row[1:] for row in self.rows), strict=True)
         rows = [[Cell(name), *row] for name, row in zip(self.columns[1:], cells, strict=True)]
         return Table(self.caption, columns, rows)
+
+
+def read(location: str, table: str, verb: str) -> tuple[Row, list[Row]]:
+    """`_table.json` and the rows of the table LOCATION/`table`.
+
+    Raises:
+        UserError: it is not there or unfinished; the message says which verb makes it.
+    """
+    place = storage.join(location, table)
+    info = tables.read_info(place)
+    if not info:
+        raise UserError(f"no finished table {place}. Make it first: raydistal {verb}")
+    return info, tables.read_table(place, verb).to_pylist()
 
 
 def write(location: str, template: str, pictures: Sequence[Picture], **values: Any) -> str:
@@ -128,6 +149,31 @@ def _cell(form: str, value: float | None, low: float | None, high: float | None)
         return Cell("\N{EN DASH}")
     is_interval = low is not None and high is not None and not math.isnan(low + high)
     return Cell(form.format(value), f"{form.format(low)} to {form.format(high)}" if is_interval else "")
+
+
+def points(row: Mapping[str, Any]) -> list[str]:
+    """A difference of shares and the ends of its interval in points (hundredths): +1.5, -0.2, +3.1."""
+    return [f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high")]
+
+
+def caveats(num_seeds: int, num_videos: int, split: str = "test") -> list[str]:
+    """What is to be said of few trainings and of few videos that they are measured on."""
+    told = []
+    if num_seeds < MIN_SEEDS:
+        told.append(f"Only {count(num_seeds, 'seed')}: the variation between trainings is poorly known.")
+    if num_videos < MIN_VIDEOS:
+        told.append(f"Only {count(num_videos, f'{split} video')}: small differences cannot be detected.")
+    return told
+
+
+def options(settings: Mapping[str, Any]) -> str:
+    """The command line's options for these settings; 0 and empty ones, the defaults, are left out."""
+    shown = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        if values and values != [0]:
+            shown.append(f"--{name.replace('_', '-')} {shlex.join(map(str, values))}")
+    return " ".join(shown)
 
 
 def duration(seconds: float) -> str:

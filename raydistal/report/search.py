@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from raydistal import storage, tables
-from raydistal.errors import UserError
 from raydistal.report import figures, page
 from raydistal.report.figures import Cloud, Picture, picture
-from raydistal.report.page import Cell, Table, Tile, count, decimal, duration, millions, percent
+from raydistal.report.page import Cell, Row, Table, Tile, count, decimal, duration, millions, percent
 
 NAMES = {
     "data": "share of the data",
@@ -22,10 +20,6 @@ NAMES = {
     "macs": "MACs",
     "num_params": "parameters",
 }
-SIGNS = {True: "good", False: "bad"}
-FEW_VIDEOS = 200
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,11 +49,8 @@ def write(location: str) -> str:
     Raises:
         UserError: there is no such table, or it is unfinished.
     """
-    place = storage.join(location, "trials")
-    info = tables.read_info(place)
-    if not info:
-        raise UserError(f"no finished search at {location}. Make it first: raydistal search --out {location}")
-    by_id = {row["trial"]: row for row in tables.read_table(place, "search").to_pylist()}
+    info, rows = page.read(location, "trials", "search")
+    by_id = {row["trial"]: row for row in rows}
     found = Search(info, [by_id[name] for name in info["trials"]])
     return page.write(
         location,
@@ -104,16 +95,12 @@ def notices(found: Search) -> list[str]:
     """What a reader must know before believing the numbers."""
     num_trials, num_videos = len(found.rows), sum(found.info["val"].values())
     told = [
-        f"The best of {count(num_trials, 'trial')} was chosen on the {count(num_videos, 'video')} that measured it, so "
-        "its number is too good. Measure it on a test split, see below."
+        f"The best of {count(num_trials, 'trial')} was chosen on the same {count(num_videos, 'video')} that it is "
+        "measured on, so its number is optimistic. Measure it on a test split, see below."
     ]
-    if (num_seeds := found.config["seeds"]) < 3:
-        told.append(f"Trained with {count(num_seeds, 'seed')} only: how much luck is in a number cannot be told.")
     if num_failed := found.info["counts"]["failed"]:
         told.append(f"{count(num_failed, 'trial')} failed, see below. The same command tries them again.")
-    if num_videos < FEW_VIDEOS:
-        told.append(f"{count(num_videos, 'val video')}: small differences cannot be seen with so few.")
-    return told
+    return told + page.caveats(found.config["seeds"], num_videos, "val")
 
 
 def trade_offs(found: Search) -> Picture:

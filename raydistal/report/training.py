@@ -74,8 +74,8 @@ def notices(about: About) -> list[str]:
         found.append("It started from random weights: most published detectors start from those of ImageNet.")
     if about["threshold"]["from"] != "val":
         found.append(
-            "No validation faces of both classes: the last epoch was kept, unchosen, and the threshold is the default. "
-            "Index the data with a val split."
+            "Without validation faces of both classes, the last epoch was kept and the threshold is the default. Index "
+            "the data with a val split."
         )
     elif history and about["best_epoch"] == history[-1]["epoch"]:
         found.append("The last epoch was the best one: more --epochs may help.")
@@ -89,7 +89,7 @@ def notices(about: About) -> list[str]:
     few, many = sorted(faces.values())
     if many > 2 * few:
         found.append(
-            f"{many / max(1, few):.3g} times as many faces of one class as of the other were there to learn from."
+            f"The training faces are imbalanced: one class has {many / max(1, few):.3g} times as many as the other."
         )
     return found
 
@@ -103,16 +103,16 @@ def losses(pruned: About) -> str:
         f"{millions(after[key])}"
         for key, kind in kinds.items()
     ]
-    how = "In one step" if len(pruned["steps"]) == 1 else f"In {len(pruned['steps'])} steps, with training after each"
-    return f"{how}, it lost {', '.join(said[:-1])}, and {said[-1]}. The aim was {_aim(pruned)}."
+    how = "One step" if len(pruned["steps"]) == 1 else f"{len(pruned['steps'])} steps, with training after each,"
+    return f"{how} removed {', '.join(said[:-1])}, and {said[-1]}. The target was {_aim(pruned)}."
 
 
 def _aim(pruned: About) -> str:
     kinds = {"params": "parameters", "macs": "MACs", "channels": "channels"}
     scopes = {
-        "global": "wherever they matter least",
+        "global": "the least important of all",
         "local": "the same share of each layer",
-        "isomorphic": "wherever they matter least among layers of one kind",
+        "isomorphic": "the least important among layers of one kind",
     }
     return f"{percent(pruned['ratio']).text} % of the {kinds[pruned['of']]}, {scopes[pruned['scope']]}"
 

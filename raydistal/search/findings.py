@@ -15,6 +15,7 @@ from raydistal.detector.comparison import (
     Metric,
     Tried,
     Versus,
+    count_groups,
     mean_over_seeds,
     measure,
     resampled_weights,
@@ -88,10 +89,9 @@ class Judge:
             threshold = checkpoint.read_about(row["detector"])["threshold"]["video"]
             probability_V = scores["probability"].take(place_V).to_numpy()
             tried.append(Tried(row=dict(row), threshold=threshold, probability_V=probability_V))
-        group_V = self.val["group_id"].to_numpy()
-        value_SB = measure(metric, self.val["label"].to_numpy(), tried, resampled_weights(group_V))
-        rng = np.random.default_rng(list(key(point).encode()))  # seeds of different sets have nothing in common
-        return mean_over_seeds(value_SB, len(set(group_V)), rng)
+        label_V, group_V = self.val["label"].to_numpy(), self.val["group_id"].to_numpy()
+        value_SB = measure(metric, label_V, tried, resampled_weights(group_V))
+        return mean_over_seeds(value_SB, count_groups(metric, label_V, group_V), key(point))
 
 
 def summarize(rows: Sequence[Row], metric: Metric, objectives: Mapping[str, bool]) -> Said:

@@ -15,6 +15,7 @@ from raydistal.search.pareto import Step, bisect
 from raydistal.search.space import QUANTITIES, Dimension, Point, Space, Value, key
 
 DOUBLES = 20  # times that the sampler may come back to what was tried, before it is sent elsewhere
+ATTEMPTS = 200  # after as many, a range has nothing new: its numbers are whole, or rounded to 4 digits
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -62,7 +63,7 @@ class Sampled:
         space: at least one dimension with more than one value.
         fixed: the quantities beside the dimensions.
         are_more: whether more is better, for each objective.
-        num: points to be told of before it is finished; fewer if the space has fewer.
+        num: points to be told of before it is finished; fewer if the space has fewer, or no new one is found.
         num_open: points asked for and not told of yet, at most.
         seed: of the sampler.
     """
@@ -78,8 +79,8 @@ class Sampled:
     ) -> None:
         self.space, self.fixed, self.num, self.num_open = space, dict(fixed), num, num_open
         is_finite = all(dimension.values for dimension in space)
-        # Those of a finite space that are left.
-        self._left = list(_choices(space)) if is_finite else None
+        self._left = _choices(space) if is_finite else None  # of a finite space, what is not known yet
+        self._is_exhausted = False
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(1, num // 3)), constant_liar=True)
         self._study = optuna.create_study(
             directions=["maximize" if is_more else "minimize" for is_more in are_more], sampler=sampler
@@ -89,22 +90,24 @@ class Sampled:
         self._told: set[str] = set()
 
     def ask(self) -> Point | None:
-        if self.is_finished or len(self._open) >= self.num_open or len(self._told) + len(self._open) >= self.num:
+        num_known = len(self._told) + len(self._open)
+        if self._is_exhausted or num_known >= self.num or len(self._open) >= self.num_open:
             return None
-        for attempt in itertools.count():
-            if self._left is not None:
-                self._left = [choice for choice in self._left if key(self._point(choice)) not in self._known()]
-                if not self._left:
-                    return None
-                if attempt >= DOUBLES:
-                    self._study.enqueue_trial(self._left[0])
+        if self._left is not None:
+            self._left = [choice for choice in self._left if key(self._point(choice)) not in self._known()]
+            if not self._left:
+                return None
+        for attempt in range(ATTEMPTS):
+            if self._left and attempt >= DOUBLES:
+                self._study.enqueue_trial(self._left[0])
             trial = self._study.ask(self._distributions)
             point = self._point(trial.params)
             if key(point) not in self._known():
                 self._open[key(point)] = trial
                 return point
             self._study.tell(trial, state=TrialState.FAIL)
-        raise AssertionError("a range does not run out")
+        self._is_exhausted = True
+        return None
 
     def tell(self, point: Point, values: Sequence[float] | None, stopped_at: int = 0) -> None:
         self._told.add(key(point))
@@ -131,7 +134,7 @@ class Sampled:
     @property
     def is_finished(self) -> bool:
         is_empty = self._left is not None and all(key(self._point(choice)) in self._told for choice in self._left)
-        return len(self._told) >= self.num or is_empty
+        return len(self._told) >= self.num or is_empty or (self._is_exhausted and not self._open)
 
     def _known(self) -> set[str]:
         return self._told | set(self._open)

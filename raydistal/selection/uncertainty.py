@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raydistal.selection.probe import Probes
 
 ProbeStrategy = Literal["entropy", "margin", "least_confidence", "boundary_distance", "committee"]
-Strategy = Literal[ProbeStrategy, "random", "k_center"]  # see probe.sample_key and diversity
+Strategy = Literal[ProbeStrategy, "random", "k_center"]  # see draws.sample_key and diversity
 
 Float64s = npt.NDArray[np.float64]
 

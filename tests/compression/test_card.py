@@ -83,6 +83,13 @@ def test_a_parent_that_is_gone(exported, tmp_path, change, note):
     assert last["model_id"] == about["parent"]["model_id"]
 
 
+def test_a_parent_that_is_its_own_descendant(exported, tmp_path):
+    about = checkpoint.read_about(str(exported / "onnx"))
+    about["parent"] = {"location": str(tmp_path), "model_id": checkpoint.model_id(about)}
+    (tmp_path / "detector.json").write_text(json.dumps(about))
+    assert [one.get("note") for one in card.ancestors("here", about)] == [None, None, "its own descendant"]
+
+
 def test_evaluations_are_of_this_model_or_of_its_parent(exported, tmp_path):
     about = checkpoint.read_about(str(exported / "onnx"))
     row = {"detector": "d", "dataset": "run", "split": "test", "level": "video", "slice": "all", "metric": "auc"}
@@ -117,3 +124,4 @@ def test_names_in_markdown_are_text():
         "| n | 0.1235 |",
         "| none | \N{EN DASH} |",
     ]
+    assert "| a\\|b |" in card.markdown({"name": "x", "how it came about": [{"a|b": 1}]})

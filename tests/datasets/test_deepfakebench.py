@@ -50,12 +50,47 @@ def test_official_layout(tree):
             Entry(path=media[4], label=0, split="test", dataset="Celeb-DF-v2", group="Celeb-DF-v2/id0"),
         ],
         [
-            "1 frames are listed in several splits; each stays in the last of train, val, test: "
+            "1 frames are listed in several splits; each stays in the last of val, train, test: "
             "rgb/Celeb-DF-v2/Celeb-real/frames/id0_0000/0.png",
             "1 frames of dataset_json are absent: Celeb-DF-v2/Celeb-synthesis/frames/a/1.png",
             "1 videos or images are not in dataset_json and are left out: rgb/other.png",
         ],
     )
+
+
+def test_lists_that_repeat_frames_share_groups(tree):
+    """DeepfakeBench writes FF-DF.json and FF-F2F.json beside FaceForensics++.json, each with the real videos."""
+    pairs = {"FF-DF": "000_003", "FF-F2F": "003_000", "FF-FH": "000_003"}
+    media = [FF.format("003/0"), *(f"{name}/{pair}/0.png" for name, pair in pairs.items())]
+    real = {"train": {"c23": {"003": video("FF-real", media[0])}}}
+    fake = {
+        name: {"train": {"c23": {pair: video(name, path)}}}
+        for (name, pair), path in zip(pairs.items(), media[1:], strict=True)
+    }
+    lists = {
+        "FF-DF": {"FF-real": real, "FF-DF": fake["FF-DF"]},
+        "FF-F2F": {"FF-real": real, "FF-F2F": fake["FF-F2F"]},
+        "FaceForensics++": {"FF-real": real, "FF-DF": fake["FF-DF"], "FF-F2F": fake["FF-F2F"]},
+        "FaceShifter": {"FF-real": real, "FF-FH": fake["FF-FH"]},
+    }
+    texts = {f"dataset_json/{name}.json": json.dumps({name: content}) for name, content in lists.items()}
+    entries, warnings = deepfakebench.read(tree(media, texts), [*texts, *media])
+    assert warnings == []
+    assert {(entry.path, entry.dataset) for entry in entries} == {
+        *((path, "FaceForensics++") for path in media[:3]),
+        (media[3], "FaceShifter"),
+    }
+    assert len({entry.group for entry in entries}) == 1
+
+
+def test_dfdc_as_it_is_listed(tree):
+    """The script lists train again as val, where it also leaves the label and frames of a test video."""
+    train, test = ({name: video("DFDC_Real", f"DFDC/{name}/0.png")} for name in "ab")
+    content = {"DFDC": {"DFDC_Real": {"train": train, "test": test, "val": test["b"] | train}}}
+    media = ["DFDC/a/0.png", "DFDC/b/0.png"]
+    root = tree(media, {"dataset_json/DFDC.json": json.dumps(content)})
+    entries, _ = deepfakebench.read(root, ["dataset_json/DFDC.json", *media])
+    assert {entry.path: entry.split for entry in entries} == {media[0]: "train", media[1]: "test"}
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,21 @@ def test_two_layouts_fit(tree):
     assert layouts.read(root, "dfdc").layout == "dfdc"
 
 
+def test_faceforensics_beside_deeperforensics(tree):
+    """Its real videos are those of both; with fakes, the user has to say which of the two is meant."""
+    fake = "manipulated_sequences/Deepfakes/c23/videos/000_003.mp4"
+    root = tree([*TREES["deeperforensics"], fake])
+    with pytest.raises(UserError, match=r"several layouts; choose one with --layout: faceforensics, deeperforensics$"):
+        layouts.read(root)
+    assert layouts.read(root, "deeperforensics").layout == "deeperforensics"
+    assert fake in {entry.path for entry in layouts.read(root, "faceforensics").entries}
+
+
+def test_archives_that_are_not_unpacked(tree):
+    with pytest.raises(UserError, match=r"layout wilddeepfake\)\n  1 archives are not unpacked: fake_test/9\.tar\.gz"):
+        layouts.read(tree(["fake_test/9.tar.gz"]))
+
+
 def test_nothing_found_says_what_is_there_and_what_was_looked_for(tree):
     root = tree(["clips/a.mp4", "notes.txt"])
     with pytest.raises(UserError) as caught:

@@ -250,6 +250,7 @@ DAMAGES = {
     "no size": (lambda d: rewrite(d / "detector.json", input_px=None), r"detector\.json is damaged: input_px is None"),
     "size 0": (lambda d: rewrite(d / "detector.json", input_px=0), r"detector\.json is damaged: input_px is 0"),
     "a size for giants": (lambda d: rewrite(d / "detector.json", input_px=10**6), "must be from 32 to 1024"),
+    "no parent": (lambda d: rewrite(d / "detector.json", parent="there"), r"detector\.json is damaged: parent is"),
     "two means": (lambda d: rewrite(d / "detector.json", mean=[0.5, 0.5]), r"detector\.json is damaged: mean"),
     "no deviation": (lambda d: rewrite(d / "detector.json", std=[0.5, 0, 0.5]), r"detector\.json is damaged: std"),
     "no number": (

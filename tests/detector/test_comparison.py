@@ -10,7 +10,7 @@ from raydistal import schemas
 from raydistal.detector import comparison, subsets
 from raydistal.detector.comparison import Draws, Tried
 from raydistal.errors import UserError
-from raydistal.selection.probe import sample_key
+from raydistal.selection.draws import sample_key
 
 NUM_VIDEOS = 60
 
@@ -207,6 +207,15 @@ def test_few_groups_cannot_tell():
     assert "The test split has 5 groups, at least 6 are needed." in found["verdicts"][0]["text"]
 
 
+def test_an_auc_rests_on_the_groups_of_the_smaller_class():
+    groups = GROUPS.copy()
+    groups[(LABELS == 0) & (np.arange(len(groups)) >= 20)] = "g00"
+    for metric, is_told in (("accuracy", True), ("auc", False)):
+        found = compare([0.97] * 3, [0.97] * 3, [0.60] * 3, [0.60] * 3, group_id_V=groups, metric=metric)
+        assert (words(found)["random"] == "better") == is_told
+    assert "The test split has 5 groups of one class, at least 6 are needed." in found["verdicts"][0]["text"]
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "auc"])
 def test_sets_that_teach_nothing_are_not_called_equal(metric):
     """Half of the videos wrong, whatever they learnt from: the same, and of no use."""
@@ -249,7 +258,7 @@ def test_hierarchical_bootstrap_against_loops():
     weight_BV = comparison.resampled_weights(groups, 4000)
     value_SB = comparison.measure("accuracy", labels, runs, weight_BV)
     assert value_SB[:, 0] == pytest.approx(is_right_SV.mean(axis=1))
-    found = comparison.mean_over_seeds(value_SB, len(names), np.random.default_rng(1))
+    found = comparison.mean_over_seeds(value_SB, len(names), "half")
     assert found.value == pytest.approx(is_right_SV.mean())
     assert found.interval(0, 1) == pytest.approx(tuple(np.quantile(by_hand, [0.025, 0.975])), abs=2 / 96)
     assert found.value_B.std() == pytest.approx(np.std(by_hand), rel=0.05)
@@ -259,7 +268,7 @@ def test_hierarchical_bootstrap_against_loops():
 def test_the_variance_of_a_mean_of_few_seeds_is_not_too_small(num_seeds):
     """Without any uncertainty of the test videos it is s^2 / S."""
     value_S = np.random.default_rng(num_seeds).normal(0.9, 0.02, num_seeds)
-    found = comparison.mean_over_seeds(np.tile(value_S[:, None], 200_001), 50, np.random.default_rng(0))
+    found = comparison.mean_over_seeds(np.tile(value_S[:, None], 200_001), 50, "half")
     assert found.value_B.var() == pytest.approx(value_S.var(ddof=1) / num_seeds, rel=0.02)
 
 
@@ -267,9 +276,7 @@ def test_differences_are_paired_on_groups():
     """Two detectors with the same mistakes differ by nothing, whichever groups are drawn."""
     one = tried("half", "distilled", [0.7])
     weight_BV = comparison.resampled_weights(GROUPS, 200)
-    drawn = comparison.mean_over_seeds(
-        comparison.measure("accuracy", LABELS, one, weight_BV), 60, np.random.default_rng(0)
-    )
+    drawn = comparison.mean_over_seeds(comparison.measure("accuracy", LABELS, one, weight_BV), 60, "half")
     assert drawn.value_B.std() > 0.01
     assert not drawn.minus(drawn).value_B.any()
 

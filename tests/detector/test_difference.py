@@ -97,3 +97,14 @@ def test_a_video_without_a_face_is_called_wrong():
     was_right = (before.probability_V[:3] > 0.5) == (before.label_V[:3] == 1)
     assert rows["all", "accuracy"]["broken"] == was_right.sum() / (3 * NUM)
     assert rows["all", "accuracy"]["mended"] == 0
+
+
+@pytest.mark.parametrize(("label", "slices"), [(0, ("all", "real")), (1, ("all", "new", "old"))])
+def test_a_class_that_was_left_out_has_no_rows(label, slices):
+    def kept(one):
+        columns = {name: values[one.label_V == label] for name, values in zip(one._fields, one[:4], strict=False)}
+        return one._replace(**columns)
+
+    rows = differences(kept(said(0.6, 0)), kept(said(0.2, 1)), 0.02)
+    found = [(row["slice"], row["metric"], row["verdict"]) for row in rows]
+    assert found == [(name, "accuracy", "cannot tell") for name in slices]

@@ -66,7 +66,8 @@ def test_what_cannot_be_told_is_said():
     assert swap["verdict"] == "cannot tell"
     assert swap["text"] == (
         "net: it cannot be told whether fakes of swap are found as well without learning from them. The test split has "
-        "5 groups, at least 6 are needed. With one seed, the variation from training to training is not covered."
+        "5 groups of one class, at least 6 are needed. With one seed, the variation from training to training is not "
+        "covered."
     )
     _, warp, _ = generalise(tried(unseen_warp=-0.1), 0.02)["gaps"]
     assert warp["verdict"] == "inferior"

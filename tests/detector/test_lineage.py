@@ -36,6 +36,12 @@ def test_an_ancestor_that_is_gone_or_another_now(tmp_path, place):
     assert learnt_from(about) == Learnt(frozenset({"ffpp"}), frozenset("b"), False)
 
 
+def test_ancestors_in_a_circle(tmp_path):
+    about = write(tmp_path, "one", ["a"], parent=ancestor(tmp_path, "other"))
+    write(tmp_path, "other", ["b"], parent=ancestor(tmp_path, "one"))
+    assert learnt_from(about) == Learnt(frozenset({"ffpp"}), frozenset("ab"), False)
+
+
 def test_a_detector_that_tells_nothing_of_methods(tmp_path):
     assert learnt_from({"data": {"dataset": ["ffpp"]}}) == Learnt(frozenset({"ffpp"}), frozenset(), False)
 

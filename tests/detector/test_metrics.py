@@ -310,7 +310,17 @@ def test_resamples_without_a_class_are_counted_and_left_out():
     assert num_skipped == 2
     low, high = np.quantile([2 / 3, 1, 1 / 3, 2 / 3], [0.025, 0.975])
     assert found["all", "accuracy"] == Measured("all", "accuracy", 2 / 3, pytest.approx(low), pytest.approx(high), 3)
-    assert found["all", "auc"] == Measured("all", "auc", 1.0, 1.0, 1.0, 3)
+    assert found["all", "auc"] == Measured("all", "auc", 1.0, None, None, 3)  # never less
+
+
+def test_a_slice_of_one_group_has_no_interval():
+    label_V, group_V = np.tile([0, 1], 10), np.repeat([f"g{number}" for number in range(10)], 2)
+    method_V = np.array([None, "swap"] * 9 + [None, "rare"], object)
+    probability_V = np.random.default_rng(0).random(20)
+    weight_BV = metrics.bootstrap_weights(group_V, 100, 0)
+    made, _ = metrics.measure_slices(label_V, probability_V, method_V, 0.5, np.arange(20), weight_BV)
+    assert [row.low is None for row in made if row.metric == "accuracy"] == [False, False, True, False]
+    assert [row.slice for row in made if row.metric == "accuracy"] == ["all", "real", "rare", "swap"]
 
 
 def test_one_group_has_no_interval_and_one_class_no_value():

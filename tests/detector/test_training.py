@@ -257,6 +257,11 @@ def test_a_loss_that_is_no_number_is_said():
         run(job, 3)
 
 
+def test_logits_of_val_that_are_no_numbers_are_said():
+    with pytest.raises(UserError, match="--learning-rate"):
+        training().finish_epoch({"train_loss": 1.0}, np.array([0, 1]), np.array([0.5, np.nan]))
+
+
 def test_out_of_memory_says_what_to_lower(monkeypatch):
     job = training()
 

@@ -1,4 +1,4 @@
-"""Jobs on a running cluster with token authentication: `raydistal submit`, and `ray job submit` of jobs/*.py."""
+"""Jobs on a running cluster with token authentication: `raydistal submit`, and `ray job submit` of a working copy."""
 
 import json
 import shutil
@@ -45,13 +45,13 @@ def test_what_is_submitted_ends_here_as_it_ends_there(arena, clips, head):
 
 
 def test_wrong_use_is_a_failed_job(arena, ray_submit):
-    code, out, _ = ray_submit("jobs/select.py", "--out", arena.run)
+    code, out, _ = ray_submit("-m", "raydistal", "select", "--out", arena.run)
     assert code == 1
     assert "Job entrypoint command failed with exit code 2" in out
     assert "Traceback" not in out
 
 
 def test_no_token_no_job(arena, ray_submit):
-    code, out, err = ray_submit("jobs/extract.py", "--help", RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="")
+    code, out, err = ray_submit("-m", "raydistal", "--help", RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="")
     assert (code, out) == (1, "")
     assert "Authentication required" in err

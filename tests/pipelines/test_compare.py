@@ -308,6 +308,17 @@ def job(monkeypatch):
     return module
 
 
+def test_what_deepdistal_says_is_the_default(job):
+    """Section 3: whole frames; 4.1: 299 pixels, VGG16, E = 1000 for 50 % and 500 for 20 %, the rate 0.002."""
+    config = job.Config(videos="v", out="o")
+    extracted, selected, compared = config.to_extract(), config.to_select(), config.to_compare([])
+    assert (extracted.faces.detector, extracted.faces.size_px, extracted.features.backbone) == ("none", 299, "vgg16")
+    assert [(one.ratio, one.frames) for one in selected][:2] == [(0.5, 1000), (0.2, 500)]
+    assert {(one.strategy, one.arrange, one.rounds) for one in selected} == {("entropy", "frequency", 1)}
+    trained = compared.to_train("xception", "", "")
+    assert (trained.weights, trained.input_px, trained.full_recipe().learning_rate) == ("imagenet", 299, 0.002)
+
+
 @pytest.mark.ray
 def test_table_1_of_deepdistal(cluster, job, tmp_path, clip_writer, capsys):
     for label in ("real", "fake"):

@@ -99,3 +99,22 @@ def test_wrong_use(job):
         job.Config(source="/a", target="/b", others=("/a",), out="/o")
     with pytest.raises(UserError, match="--ratio"):
         job.Config(source="/a", target="/b", out="/o", ratio=1.0)
+
+
+def test_a_whole_run_without_its_work(job, tmp_path, monkeypatch):
+    config = job.Config(source="/source", target="/target", out=str(tmp_path))
+    trained, made, tested = [], [], []
+    monkeypatch.setattr(job, "videos_to_test", lambda videos, split, location: tested.append(location))
+    monkeypatch.setattr(job.tables, "read_table", lambda *_: None)
+    monkeypatch.setattr(job.tables, "read_info", lambda place: {"data": [{"datasets": ["one"]}]})
+    monkeypatch.setattr(job.tables, "faces_info", lambda *_, **__: None)
+    monkeypatch.setattr(job.Training, "check", lambda *_: None)
+    monkeypatch.setattr(job, "train_all", lambda verb, configs, training: trained.append((training, configs)))
+    monkeypatch.setattr(job, "_on_cluster", lambda work, asked, device: made.append(asked.out))
+    monkeypatch.setattr(job.evaluate, "run", lambda asked: {"report": "page"})
+    monkeypatch.setattr(job, "grid", lambda out, places: [])
+    assert job.run(config) == {"recipes": [], "report": "page"}
+    assert tested == ["/source", "/target"]
+    assert [training for training, _ in trained] == [config.training] * 2
+    made += [one.out for _, configs in trained for one in configs]
+    assert set(made) == {config.place(recipe, 0) for recipe in job.RECIPES}

@@ -7,7 +7,7 @@ import pytest
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
 from raydistal.report import comparison, figures
-from raydistal.report.page import Cell, Tile
+from raydistal.report.page import SIGNS, Cell, Tile
 
 ARCHITECTURES = ("xception", "densenet121 <b>")
 SETS = [("full", "full", 1.0)] + [
@@ -224,9 +224,9 @@ def test_quantity_is_figure_2_of_ckd(found, monkeypatch):
 
 
 def test_verdicts_have_signs_and_points(found):
-    given = [{"difference": -0.0151, "low": -0.04, "high": 0.01, "verdict": word} for word in (*comparison.SIGNS, "?")]
+    given = [{"difference": -0.0151, "low": -0.04, "high": 0.01, "verdict": word} for word in SIGNS]
     told = comparison.verdicts(comparison.Comparison(found.info | {"verdicts": given}, []))
-    assert [one["sign"] for one in told] == ["good", "good", "bad", "bad", "open"]
+    assert [one["sign"] for one in told] == ["bad", "bad", "open", "good", "good"]
     assert told[0]["numbers"] == ["-1.5", "-4.0", "+1.0"]
 
 
@@ -246,8 +246,8 @@ def test_tiles_and_notices(found):
         "test": found.info["test"] | {"num_videos": 30},
     }
     assert comparison.notices(comparison.Comparison(found.info | few, found.rows)) == [
-        "Trained with 1 seed only: how much luck is in a number cannot be told.",
-        "30 test videos: small differences cannot be seen with so few.",
+        "Only 1 seed: the variation between trainings is poorly known.",
+        "Only 30 test videos: small differences cannot be detected.",
     ]
 
 
@@ -257,7 +257,7 @@ def test_page(compared, found):
         "raydistal · comparison report all <b> tested on synthetic · protocol test-mean-1a2b3c4d",
         "Synthetic data",
         "xception on distill-5 against full: inferior. " + HOSTILE + " accuracy -8.9 points (-11.4 to -6.4); "
-        "5.0 may be lost",
+        "margin 5.0 points",
         "Performance on 240 test videos of synthetic, protocol test-mean-1a2b3c4d",
         "Videos of split test.",
         f"{location}/evaluation/report/index.html",

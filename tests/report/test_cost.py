@@ -90,11 +90,11 @@ def test_notices():
     assert cost.notices(ROWS, INFO) == []
     other = row("small", "cpu", 1, 1.0, 1.0, runtime="torch", input_px=299)
     assert cost.notices([ROWS[0], other], INFO | {"load_average": 2.5}) == [
-        "The detectors run in onnx, torch: part of the differences in time is that of the runtimes. Export all of them "
-        "for one runtime to compare the detectors alone.",
-        "The machine was busy before the measurement began: load average 2.5 on 8 CPUs. Ratios suffer less from that "
-        "than milliseconds.",
-        "They look at faces of different sizes: 224, 299 pixels a side.",
+        "The runtimes differ (onnx, torch), which explains part of the differences in time. Export all detectors for "
+        "one runtime to compare the detectors alone.",
+        "The machine was busy before the measurement began: load average 2.5 on 8 CPUs. This affects ratios "
+        "less than milliseconds.",
+        "Their input sizes differ: 224, 299 pixels a side.",
     ]
 
 

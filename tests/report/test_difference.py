@@ -95,11 +95,11 @@ def test_tiles_and_notices(found, tmp_path):
         Tile("Losses on the unseen", "1 of 1", ["what neither learnt from"]),
         Tile("Decisions changed", "12.5 %", ["12 turned wrong, 3 turned right"]),
     ]
-    assert difference.notices(found) == ["wild has 20 groups of one class only: small losses do not show."]
+    assert difference.notices(found) == ["wild has only 20 groups of one class: small losses cannot be detected."]
     save(tmp_path, ROWS[1:3], is_all=False)
     info = tables.read_info(str(tmp_path / "difference"))
     told = difference.notices(difference.Difference(info, ROWS[1:3]))
-    assert [text.split(" ")[0] for text in told] == ["What", "What", "Nothing"]
+    assert [text.split(" ")[0] for text in told] == ["The", "The", "Nothing"]
 
 
 def test_no_difference(tmp_path):

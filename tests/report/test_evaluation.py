@@ -252,7 +252,7 @@ def test_tiles_and_notices(results):
     ]
     assert evaluation.notices(evaluation.Results(info=results.info | {"data": few}, rows={})) == [
         "20 of the 200 videos of ff++ have no face to judge.",
-        "ff++ has 4 real and 160 fake videos only: look at the intervals before comparing.",
+        "ff++ has only 4 real and 160 fake videos: look at the intervals before comparing.",
         "Intervals on ff++ leave out 2 resamples of one class only.",
     ]
 

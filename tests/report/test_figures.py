@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from raydistal.report import figures
-from raydistal.report.figures import DARK, LIGHT, NARROW_IN, WIDE_IN, Bars, Line, Panel
+from raydistal.report.figures import DARK, LIGHT, NARROW_IN, WIDE_IN, Bars, Cloud, Line, Panel
 
 COUNT_K = np.array([7, 5, 5, 2, 0, 0])
 LABEL_K = np.array([1, 0, 1, 1, 0, 1])
@@ -201,3 +201,9 @@ def test_text_has_enough_contrast(theme, name):
     for background in (theme.panel, theme.ground):
         dark, bright = sorted([luminance(getattr(theme, name)), luminance(background)])
         assert (bright + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_places_without_a_cloud_are_empty():
+    cloud = Cloud(xlabel="x", ylabel="y", x_N=[1, 2], y_N=[0.5, 0.6], is_marked_N=[True, False])
+    figure = figures.clouds(LIGHT, WIDE_IN, clouds=[cloud] * 4, marked="front", others="other")
+    assert [axes.axison for axes in figure.axes] == [True] * 4 + [False] * 2

@@ -80,7 +80,7 @@ def test_page(shown):
         "raydistal · generalisation report all <b> tested on synthetic · protocol 1a2b3c4d",
         "Synthetic data",
         f"xception: {HOSTILE}, inferior. AUC 0.900 after learning from them, 0.700 without: -20.0 points "
-        "(-25.0 to -15.0); 2.0 may be lost",
+        "(-25.0 to -15.0); margin 2.0 points",
         f"all but {HOSTILE}",
         "Videos of split test.",
         f"{location}/evaluation/report/index.html",
@@ -107,7 +107,7 @@ def test_tiles_notices_and_rows(found):
         Tile("Found less well unseen", "4 of 4", ["methods left out, by model"]),
         Tile("Largest gap", "-20.0", ["points of AUC: swap, xception"]),
     ]
-    assert generalisation.notices(found) == ["Trained with 2 seeds only: how much luck is in a number cannot be told."]
+    assert generalisation.notices(found) == ["Only 2 seeds: the variation between trainings is poorly known."]
     assert generalisation.trained(found).rows[5] == [
         Cell("all but swap", "xception"),
         Cell("0"),

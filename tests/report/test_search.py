@@ -163,11 +163,11 @@ def test_tiles_and_notices(found):
     assert made[2].value == "2.02 MB"
     assert made[3] == Tile("CPU time", "11.9 h", ["6.67 h of trials"])
     assert [told.split(":")[0] for told in search.notices(found)] == [
-        "The best of 40 trials was chosen on the 90 videos that measured it, so its number is too good. Measure it on "
-        "a test split, see below.",
-        "Trained with 2 seeds only",
+        "The best of 40 trials was chosen on the same 90 videos that it is measured on, so its number is optimistic. "
+        "Measure it on a test split, see below.",
         "1 trial failed, see below. The same command tries them again.",
-        "90 val videos",
+        "Only 2 seeds",
+        "Only 90 val videos",
     ]
 
 

@@ -157,7 +157,7 @@ def test_notices():
         "It started from random weights: most published detectors start from those of ImageNet.",
         "The last epoch was the best one: more --epochs may help.",
         "Its accuracy on validation faces, 87.9 %, is no higher than that of calling them all fake: 90.0 %.",
-        "5 times as many faces of one class as of the other were there to learn from.",
+        "The training faces are imbalanced: one class has 5 times as many as the other.",
     ]
 
 
@@ -209,13 +209,13 @@ def test_a_pruned_detector(tmp_path, read_page):
     training.write(str(tmp_path))
     page = read_page(tmp_path)
     for said in (
-        "In 2 steps, with training after each, it lost 33.2 % of the parameters, from 6 M to 4.01 M, 25.0 % of the "
+        "2 steps, with training after each, removed 33.2 % of the parameters, from 6 M to 4.01 M, 25.0 % of the "
         "multiply-accumulates (MACs), from 400 M to 300 M, and 25.0 % of the channels, from 20,000 to 15,000. The "
-        "aim was 35.0 % of the parameters, wherever they matter least.",
+        "target was 35.0 % of the parameters, the least important of all.",
         "Parameters 4.01 M 33.2 % fewer than 6 M input 224 x 224 px",
         "2 33.2 aim 35.0 4.01 M 300 M 15,000 8 0.400 0.950 0.980 4 61.5",
         "<b> 16 16 100.0",
-        "How it was trained after the last step",
+        "Training after the last step",
         f"raydistal evaluate --detectors '/d/b 0' {tmp_path} --data",
     ):
         assert said in page.words

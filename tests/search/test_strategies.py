@@ -1,3 +1,5 @@
+import pytest
+
 from raydistal.search import space
 from raydistal.search.strategies import Bisection, Grid, Sampled
 
@@ -8,8 +10,9 @@ def explore(strategy, judge):
     """Asks and tells until it is finished; the points in their order."""
     asked = []
     while not strategy.is_finished:
-        asked.append(strategy.ask())
-        strategy.tell(asked[-1], judge(asked[-1]))
+        if (point := strategy.ask()) is not None:
+            asked.append(point)
+            strategy.tell(point, judge(point))
     assert strategy.ask() is None
     return asked
 
@@ -53,6 +56,12 @@ def test_sampler_goes_on_from_what_is_known():
     strategy.tell(first, None)
     strategy.tell(second, [1.0], stopped_at=1)
     assert strategy.is_finished
+
+
+@pytest.mark.parametrize(("text", "most"), [("negatives=1..3", 3), ("alpha=0.5..0.5003", 4)])
+def test_a_range_with_fewer_points_than_asked_for_comes_to_an_end(text, most):
+    asked = explore(Sampled(space.parse([text]), FIXED, [True], num=10), lambda point: [0.0])
+    assert len(asked) == len({space.key(point) for point in asked}) == most
 
 
 def test_bisection_asks_for_references_first_and_for_controls_last():
