@@ -105,14 +105,14 @@ def cached_teacher(console: Console, data: str, folder: Path, teacher: str) -> l
     spent: dict[str, list[float]] = {}
     for outputs in ("live", "cached"):
         out = folder / f"sweep-{outputs}-{time.time_ns()}"
-        with clock() as cost_:
+        with clock() as clocked:
             if outputs == "cached":
                 teach.run(teach.Config(teachers=(teacher,), data=data))
             for alpha in ALPHAS:
                 teaching = Teaching(teachers=(teacher,), alpha=alpha, outputs=outputs)  # type: ignore[arg-type]
                 limits = Limits(max_faces=600)
                 fit(data, out / f"{alpha}", "timm:resnet10t", 3, teaching, limits)
-        spent[outputs] = [cost_.wall_s, cost_.cpu_s]
+        spent[outputs] = [clocked.wall_s, clocked.cpu_s]
     (wall, cpu) = (cached / live for live, cached in zip(spent["live"], spent["cached"], strict=True))
     console.print(f"compress: sweep of five alphas, teacher cached : live, CPU time {cpu:.2f}")
     return [Ratio("compress", "time of five alphas with a B0 teacher, cached : live", wall, 0.8)]

@@ -45,14 +45,18 @@ def features_by(backbone: str) -> extract.Features:
     return extract.Features(backbone=backbone, weights=str(path.absolute()))
 
 
+def write_videos(videos: list[Video], run: str) -> None:
+    """The `videos` table of a run folder, as `raydistal index` would write it for unlabelled videos."""
+    video_ids, paths = zip(*videos, strict=True)
+    columns = {"video_id": video_ids, "uri": paths, "group_id": video_ids}
+    columns |= {"dataset": ("synthetic",) * len(videos), "split": ("pool",) * len(videos)}
+    tables.write_table(f"{run}/videos", schemas.conform(pa.table(columns), schemas.VIDEOS), {})
+
+
 def by_raydistal(videos: list[Video], features: extract.Features) -> Cost:
     """The product on a fresh cluster, whose start is not counted; that of Ray's workers is."""
-    video_ids, paths = zip(*videos, strict=True)
-    num_videos = len(videos)
-    columns = {"video_id": video_ids, "uri": paths, "group_id": video_ids}
-    columns |= {"dataset": ("synthetic",) * num_videos, "split": ("pool",) * num_videos}
     with tempfile.TemporaryDirectory() as out, cluster():
-        tables.write_table(f"{out}/videos", schemas.conform(pa.table(columns), schemas.VIDEOS), {})
+        write_videos(videos, out)
         with clock() as cost:
             summary = extract.run(extract.Config(out=out, sample=SAMPLE, faces=FACES, features=features))
     _check(summary["ok"], videos)

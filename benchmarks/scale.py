@@ -170,20 +170,20 @@ def make_scores(folder: Path, num_videos: int) -> None:
         number_V = np.arange(start, min(start + ROWS_PER_PART, num_videos))
         num_V = np.full(len(number_V), FACES_PER_VIDEO)
         num_faces = int(num_V.sum())
-        faces = {"video_id": _numbered("video-#", number_V), "frame_index": _lists(np.tile([0, 9], len(num_V)), num_V)}
+        faces = {
+            "video_id": _numbered("video-#", number_V),
+            "frame_index": schemas.list_column(np.tile([0, 9], len(num_V)), num_V),
+        }
         scored = faces | {"label": pa.array((number_V % (FAKES_PER_REAL + 1) > 0).astype(np.int8))}
-        scored |= {name: _lists(rng.random(num_faces), num_V) for name in ("probability", "uncertainty")}
+        scored |= {name: schemas.list_column(rng.random(num_faces), num_V) for name in ("probability", "uncertainty")}
         part = schemas.conform(pa.table(scored), schemas.UNCERTAINTY)
         tables.write_part(str(run / "uncertainty"), part, settings)
         faces |= {"status": pa.array(np.full(len(num_V), "ok")), "num_frames_seen": num_V}
-        faces |= {name: _lists(np.ones(num_faces), num_V) for name in ("pts_s", "detection_score")}
-        faces |= {"box_xyxy_px": _lists(np.tile([[0.0, 0, 99, 99]], (num_faces, 1)), num_V)}
-        faces |= {"feature": _lists(np.ones((num_faces, 1), np.float16), num_V)}
+        faces |= {name: schemas.list_column(np.ones(num_faces), num_V) for name in ("pts_s", "detection_score")}
+        faces |= {"box_xyxy_px": schemas.list_column(np.tile([[0.0, 0, 99, 99]], (num_faces, 1)), num_V)}
+        faces |= {"feature": schemas.list_column(np.ones((num_faces, 1), np.float16), num_V)}
         tables.write_part(str(run / "faces"), schemas.conform(pa.table(faces), schema), SETTINGS)
     tables.write_info(str(run / "uncertainty"), settings, num_rows=num_videos)
-
-
-_lists = schemas.list_column
 
 
 def _to_select(folder: Path) -> select.Config:

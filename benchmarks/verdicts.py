@@ -9,13 +9,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 
-import av
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.clips import describe, make_clips
+from benchmarks.decode import decode_everything
 from benchmarks.measure import Cost, Ratio, clock
 from benchmarks.serve import make_detector
 from raydistal.detector import checkpoint, scoring
@@ -43,7 +43,7 @@ def run(
         judge = examine.Judge("detector", about, scoring.Scorer(model))
         blind = judge._replace(score=lambda crops_NHWC: np.full(len(crops_NHWC), 0.5, np.float32))
         methods: dict[str, Callable[[str], None]] = {
-            "decoded": decode_all,
+            "decoded": decode_everything,
             "encoded again": partial(encode_again, folder),
             "faces found": partial(judge_one, blind, folder, False),
             "judged": partial(judge_one, judge, folder, False),
@@ -68,14 +68,6 @@ def run(
         Ratio("verdicts", f"{size}, CPU, {name} : decoded", cpu_s[name] / cpu_s["decoded"], target)
         for name, target in TARGETS.items()
     ]
-
-
-def decode_all(path: str) -> None:
-    """Without converting a frame."""
-    with av.open(path) as container:
-        container.streams.video[0].thread_count = 1
-        for _ in container.decode(video=0):
-            pass
 
 
 def encode_again(folder: str, path: str) -> None:

@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 class VideoError(Exception):
-    """One video cannot be used. It becomes a row of the `faces` table with this status; the job goes on."""
+    """One video cannot be used. Its row gets this status; the job goes on."""
 
     status: ClassVar[str]
 
@@ -20,7 +20,7 @@ class DecodeError(VideoError):
 
 
 class CrashedError(VideoError):
-    """The process that decoded the video died or ran out of the memory it was allowed."""
+    """The process that decoded the video died, ran out of the memory it was allowed, or failed unforeseeably."""
 
     status = "crashed"
 

@@ -82,7 +82,6 @@ COVERAGE = pa.schema(
     ]
 )
 
-
 TRAINED_ON = pa.schema(
     [
         _required("video_id", pa.string()),
@@ -97,9 +96,7 @@ TRIALS = pa.schema(
         _required("status", pa.string()),  # ok | stopped (early, by the scheduler) | failed
         pa.field("error", pa.string()),  # null unless failed
         _required("seed", pa.int64()),
-        _required(
-            "set", pa.string()
-        ),  # ranking | random: as large, chosen without looking; from here to bits: the point
+        _required("set", pa.string()),  # ranking | random (as large, chosen blindly); from here to bits: the point
         _required("data", pa.float64()),  # share of the ranking that it learnt from
         _required("prune", pa.float64()),  # share of the parameters that were removed
         pa.field("alpha", pa.float64()),  # the settings of Teaching are null where they have no part
@@ -116,9 +113,7 @@ TRIALS = pa.schema(
         pa.field("macs", pa.int64()),  # of one face, multiply-accumulates of the float network
         pa.field("size_mb", pa.float64()),  # file, 1e6 bytes
         _required("epochs", pa.int64()),  # with those of fine-tuning
-        _required(
-            "images", pa.int64()
-        ),  # faces shown to the student, epochs counted, also by trials that it shares it with
+        _required("images", pa.int64()),  # faces shown to the student, epochs counted, with what it shares with others
         _required("seconds", pa.float64()),  # these three of this trial alone; what it shares counts where it was made
         _required("cpu_seconds", pa.float64()),
         _required("gpu_seconds", pa.float64()),
@@ -183,7 +178,6 @@ METRICS = pa.schema(
     ]
 )
 
-
 HEATMAPS = pa.schema(
     [
         _required("detector", pa.string()),  # name of its directory
@@ -219,7 +213,6 @@ COMPARISON = pa.schema(
     ]
 )
 
-
 COST = pa.schema(
     [
         _required("detector", pa.string()),  # name of its directory; the first one is the baseline
@@ -241,7 +234,6 @@ COST = pa.schema(
         _required("ratio_high", pa.float64()),
     ]
 )
-
 
 GENERALISATION = pa.schema(
     [
@@ -324,7 +316,6 @@ VERIFICATION = pa.schema(
         _required("num_exact", pa.int64()),  # of these, those that are there to the bit
     ]
 )
-
 
 PLAN = pa.schema(
     [

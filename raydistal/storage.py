@@ -10,12 +10,13 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -41,14 +42,21 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
     place, query = _split_query(location)
     scheme, _, path = place.partition("://")
+    bucket, _, key = path.partition("/")
     if scheme == "s3":  # else pyarrow asks three times for each file that it writes, however small
         query += ("&" if query else "?") + "allow_delayed_open=true"
     try:
-        # Keys are written as they are, with spaces and all; only pyarrow's parser wants them encoded.
-        filesystem, path = fs.FileSystem.from_uri(f"{scheme}://{quote(path, safe='/@:')}{query}")
+        filesystem, root = _set_up(f"{scheme}://{bucket}/{query}")
     except (pa.ArrowInvalid, OSError, ImportError) as error:
         raise UserError(f"cannot open {location}: {error}. Give a local path or an s3:// or gs:// URI.") from error
-    return filesystem, path.rstrip("/")
+    return filesystem, f"{root.rstrip('/')}/{key}".rstrip("/")
+
+
+@lru_cache(maxsize=16)
+def _set_up(root: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a bucket: once, as each takes 10 ms of CPU time, connections and credentials of its own."""
+    made: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(root)
+    return made
 
 
 def join(location: str, *names: str) -> str:
@@ -113,15 +121,13 @@ def write_bytes(location: str, content: bytes | pa.Buffer) -> None:
         return
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=final.parent, prefix=".tmp-", delete=False) as temporary:
-        try:
-            temporary.write(content)
-            temporary.flush()
-            Path(temporary.name).chmod(0o644)
-            Path(temporary.name).replace(final)
-        except BaseException:
-            Path(temporary.name).unlink(missing_ok=True)
-            raise
+    temporary = final.with_name(f".tmp-{uuid.uuid4().hex}")  # by tempfile nobody else might read it
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _upload(filesystem: fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
@@ -158,13 +164,12 @@ def list_files(location: str) -> list[str]:
     filesystem, path = resolve(location)
     try:
         if isinstance(filesystem, fs.LocalFileSystem):  # pyarrow stops when a file vanishes while it lists
-            found = sorted(
-                posixpath.normpath(posixpath.join(posixpath.relpath(folder, path), name))
-                for folder, _, names in os.walk(path, onerror=_unless_absent, followlinks=True)
-                for name in names
-            )
+            found = []
+            for folder, below, names in os.walk(path, onerror=_unless_absent, followlinks=True):
+                below[:] = [name for name in below if not _leads_back(posixpath.join(folder, name))]
+                found += [posixpath.relpath(posixpath.join(folder, name), path) for name in names]
             "".join(found).encode()
-            return found
+            return sorted(found)
         infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     except UnicodeEncodeError as error:
         raise UserError(
@@ -185,13 +190,18 @@ def sizes(location: str, names: Sequence[str]) -> list[int]:
     return [found[f"{path}/{name}"] for name in names]
 
 
+def _leads_back(folder: str) -> bool:
+    """True of a link to a folder that it lies in: below it, every file would be found again and again."""
+    return os.path.islink(folder) and any(os.path.samefile(folder, above) for above in Path(folder).parents)
+
+
 def _unless_absent(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
 def with_copy(location: str, use: Callable[[str], Made]) -> Made:
-    """use(path of a local copy), tried some times: a store that is busy for a moment must not cost a video.
+    """use(path of a local copy), tried several times: a store that is busy for a moment must not cost a video.
 
     Raises:
         OSError: it cannot be read; at once if it is not there.

@@ -36,7 +36,7 @@ Config = Mapping[str, Any]
 INFO = "_table.json"
 LOCK = "_lock.json"
 MERGES = "_merges.json"  # of `raydistal compact` while it works: {merged part: [those that it is made of]}
-OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that do not touch its crops
+OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that leave its crops alone
 FINAL = ("ok", "no_face")  # statuses that another try would not change
 READERS = 32  # of small files at once: the wait is the store's latency
 PARTS_AT_ONCE = 1024  # some columns of them, in memory
@@ -111,7 +111,7 @@ def part_names(location: str) -> list[str]:
 
 
 def settle(location: str) -> None:
-    """Ends what `raydistal compact` began, also if it was killed: parts that were merged are deleted."""
+    """Completes what `raydistal compact` began, even if it was killed: deletes the parts that were merged."""
     files = set(storage.list_files(location))
     if MERGES in files:
         merges = _read_merges(location)
@@ -130,7 +130,7 @@ def _read_merges(location: str) -> dict[str, list[str]]:
 
 
 def open_table(location: str, made_by: str) -> "pads.Dataset":
-    """The parts as a pyarrow dataset, to be read by column and in batches.
+    """The parts as a pyarrow dataset, for reading by column and in batches.
 
     Raises:
         UserError: there is no table; the message names the command that makes it.
@@ -244,7 +244,7 @@ def refuse_other_config(location: str, name: str, old: Config, new: Config) -> N
 
 
 def drop_failed(location: str, config: Config) -> int:
-    """Removes every row whose status is not ok or no_face, so that a run does those videos again; says how many."""
+    """Removes every row whose status is not ok or no_face, so that a run redoes those videos; returns how many."""
     final, num_dropped = pa.array(FINAL), 0
     names = part_names(location)
     for name, statuses in zip(names, read_parts(location, names, ["status"]), strict=True):

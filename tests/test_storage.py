@@ -39,6 +39,18 @@ def test_a_name_that_is_not_utf8(tmp_path):
         storage.list_files(str(tmp_path))
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "videos" / "deep").mkdir(parents=True)
+    (tmp_path / "videos" / "deep" / "a.mp4").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.mp4").touch()
+    (tmp_path / "videos" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "videos")
+    (tmp_path / "videos" / "latest").symlink_to(".")
+    (tmp_path / "videos" / "deep" / "up").symlink_to(tmp_path / "videos")
+    assert storage.list_files(str(tmp_path / "videos")) == ["deep/a.mp4", "link/b.mp4"]
+
+
 def exercise(root: str) -> None:
     """The same calls, whatever the store."""
     name = storage.join(root, "deep", "name with spaces? é%20.bin")
@@ -73,6 +85,19 @@ def test_a_local_copy_of_s3_is_removed(s3):
     with storage.local_copy(f"{s3}/a.mp4") as path:
         assert Path(path).exists()
     assert not Path(path).exists()
+
+
+def test_files_are_readable_by_whom_the_user_lets_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        storage.write_bytes(str(tmp_path / "folder" / "file"), b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder" / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_bucket_is_set_up_once(s3):
+    assert storage.resolve(f"{s3}/a")[0] is storage.resolve(f"{s3}/b/c")[0]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -143,9 +168,11 @@ def through(s3, monkeypatch):
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        storage._set_up.cache_clear()
         return asked
 
     yield start
+    storage._set_up.cache_clear()
     for server in servers:
         server.shutdown()
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from raydistal.errors import UserError
 
@@ -66,3 +67,10 @@ def decode_sizes(image: bytes, sizes_px: Sequence[int]) -> list[Image]:
         raise ValueError("the crop is not an image")
     crop_HWC = np.asarray(cv2.cvtColor(bgr_HWC, cv2.COLOR_BGR2RGB), np.uint8)
     return [crop_HWC if crop_HWC.shape[:2] == (px, px) else resize(crop_HWC, px) for px in sizes_px]
+
+
+def crops_of(rows: pa.Table) -> Image:
+    """(N, S, S, 3) RGB, N faces of all rows: their column `pixels`, a list of fixed-size lists of S * S * 3 uint8."""
+    pixels = rows["pixels"].combine_chunks().flatten()
+    size_px = round((pixels.type.list_size / 3) ** 0.5)
+    return np.asarray(pixels.flatten().to_numpy()).reshape(-1, size_px, size_px, 3)

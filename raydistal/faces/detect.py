@@ -109,12 +109,12 @@ class YuNet:
 
     def __call__(self, frame: Frame) -> tuple[Boxes, Scores]:
         """All faces of the frame that are at least `min_face` of its height."""
-        bgr_HWC = cv2.cvtColor(frame.rgb(), cv2.COLOR_RGB2BGR)
-        height_px, width_px = bgr_HWC.shape[:2]
+        height_px, width_px = frame.shape
         scale = min(1.0, SEARCH_WIDTH_PX / width_px)
         size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
         self._network.setInputSize(size)
-        _, found_N15 = self._network.detect(cv2.resize(bgr_HWC, size, interpolation=cv2.INTER_AREA))
+        small_HWC = cv2.resize(frame.rgb(), size, interpolation=cv2.INTER_AREA)
+        _, found_N15 = self._network.detect(cv2.cvtColor(small_HWC, cv2.COLOR_RGB2BGR))
         if found_N15 is None:
             return _no_faces()
         xywh_N4 = found_N15[:, :4] / scale
@@ -125,7 +125,7 @@ class YuNet:
 
 def whole_frame(frame: Frame) -> tuple[Boxes, Scores]:
     """No detection: the frame is the face (datasets of cropped faces; the paper's frames as they are). Score 1."""
-    height_px, width_px = frame.luma().shape
+    height_px, width_px = frame.shape
     return np.array([[0, 0, width_px, height_px]], np.float32), np.ones(1, np.float32)
 
 
@@ -140,14 +140,17 @@ class LargestFace:
         self._detect, self._full_every = detect, full_every
         self._num_seen = 0
         self._last_4: Boxes | None = None
+        self.searched: tuple[Boxes, Scores] | None = None
+        """All faces of the last frame, if all of it was searched."""
 
     def __call__(self, frame: Frame) -> tuple[Boxes, float] | None:
         """box_4 and score of the frame's largest face, None if it shows none."""
+        self.searched = None
         boxes_N4, score_N = _no_faces()
         if self._last_4 is not None and isinstance(self._detect, Haar) and self._num_seen % self._full_every:
             boxes_N4, score_N = self._detect.near(frame, self._last_4)
         if not len(boxes_N4):
-            boxes_N4, score_N = self._detect(frame)
+            boxes_N4, score_N = self.searched = self._detect(frame)
         self._num_seen += 1
         if not len(boxes_N4):
             self._last_4 = None

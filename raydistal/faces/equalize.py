@@ -1,9 +1,10 @@
-"""All frames in one size and one encoding, so that the format of a file does not tell its class.
+"""All frames in one size and one encoding, so that the format of a file does not give its class away.
 
 Where the real pictures are large TIFF files and the fakes small PNG or JPEG files, a detector that knows nothing of
 faces tells them apart by size and by traces of compression. So each frame is cut to its centre square, scaled down to
-one size, and written and read as JPEG of one quality, before anything looks at it. What a file has lost before stays
-lost: choose a quality no higher than that of the worst files. Smaller frames are refused, as enlarging leaves a trace.
+one size, and compressed and decompressed as JPEG of one quality, before anything looks at it. What a file has already
+lost stays lost: choose a quality no higher than that of the worst files. Smaller frames are refused, as enlarging
+leaves a trace.
 """
 
 import re
@@ -19,7 +20,7 @@ from raydistal.video.decode import Frame
 
 
 class Equalizer(NamedTuple):
-    """How frames are made alike."""
+    """The size and the JPEG quality that all frames are brought to."""
 
     size_px: int
     quality: int

@@ -49,9 +49,9 @@ def look(
         frame = equalizer(source) if equalizer else source
         if face := largest_face(frame):
             box_4, score = face
-            image_HWC = cut(frame, box_4, detector, margin, size_px)
+            image_HWC = cut(frame.rgb(), box_4, detector, margin, size_px)
             if equalizer:
-                box_4 = equalizer.to_source(box_4, *source.luma().shape)
+                box_4 = equalizer.to_source(box_4, *source.shape)
             found.append(Face(frame.index, frame.pts_s, box_4, score, image_HWC))
     if not num_frames_seen:
         raise DecodeError(f"none of the {len(wanted_K)} sampled frames could be decoded")
@@ -60,9 +60,8 @@ def look(
     return row(video_id, status, error, size_px, crops, num_frames_seen, found)
 
 
-def cut(frame: Frame, box_4: npt.NDArray[np.float32], detector: str, margin: float, size_px: int) -> Image:
-    """The picture (size_px, size_px, 3) of a face; with the detector none, of the whole frame."""
-    rgb_HWC = frame.rgb()
+def cut(rgb_HWC: Image, box_4: npt.NDArray[np.float32], detector: str, margin: float, size_px: int) -> Image:
+    """The (size_px, size_px, 3) crop of a face from its frame; with the detector none, the whole frame."""
     if detector != "none":
         x0, y0, x1, y1 = square_around(box_4, margin, *rgb_HWC.shape[:2])
         rgb_HWC = rgb_HWC[y0:y1, x0:x1]
@@ -114,7 +113,7 @@ def row(
 
 @lru_cache(maxsize=1)
 def make_detector(detector: str, scale_factor: float, min_neighbors: int, min_face: float) -> Callable[[Frame], Any]:
-    """haar, none, or the path of a YuNet ONNX file. Raises UserError if that file does not do."""
+    """haar, none, or the path of a YuNet ONNX file. Raises UserError if that file is missing or is something else."""
     if detector == "haar":
         return Haar(scale_factor, min_neighbors, min_face)
     return whole_frame if detector == "none" else YuNet(detector, min_face)

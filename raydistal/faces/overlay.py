@@ -1,7 +1,7 @@
 """A heatmap laid over its face.
 
-Of the face only the grey shows through, so that all colour is heat. The colours are inferno's, of the same opacity
-everywhere: the hotter, the brighter, at every place of every face, for every kind of colour vision and on paper.
+The face shows through in grey, so that all colour is heat. The colours are inferno's, at the same opacity everywhere:
+hotter is brighter anywhere on any face, for every kind of colour vision and on paper.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ OPACITY = 0.6
 
 
 def overlay(face_HWC: Image, heat_hw: npt.NDArray[np.floating[Any]]) -> Image:
-    """(H, W, 3) RGB and the same with (h, w) heat from 0 to 1, of any resolution, drawn smoothly over all of it."""
+    """The (H, W, 3) RGB face with heat from 0 to 1, (h, w) of any resolution, drawn smoothly over all of it."""
     height, width = face_HWC.shape[:2]
     smooth_HW = cv2.resize(heat_hw.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     levels_HW = (255 * np.clip(smooth_HW, 0, 1)).round().astype(np.uint8)

@@ -120,7 +120,7 @@ def load_weights(name: str, weights: str) -> dict[str, torch.Tensor]:
 
 
 def find_misfit(given: State, needed: State) -> str:
-    """What keeps `given` from being loaded where `needed` is, tensor by tensor, in words; "" if nothing does."""
+    """Why `given` cannot be loaded in place of `needed`, tensor by tensor, in words; "" if it can."""
     missing = [key for key in needed if key not in given]
     reshaped = [key for key in needed if key in given and given[key].shape != needed[key].shape]
     unknown = [key for key in given if key not in needed]
@@ -133,7 +133,7 @@ def find_misfit(given: State, needed: State) -> str:
 
 
 def state_digest(state: State) -> str:
-    """16 hexadecimal digits of the weights themselves: which file they came from does not matter."""
+    """16 hexadecimal digits: a digest of the weights themselves, whatever file they came from."""
     digest = hashlib.blake2b(digest_size=8)
     for key in sorted(state):
         digest.update(key.encode())

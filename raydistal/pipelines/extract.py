@@ -270,10 +270,8 @@ class FeatureStage:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         began = time.monotonic()
-        pixels = rows["pixels"].combine_chunks()
-        num_faces = pc.list_value_length(pixels).to_numpy()
-        side_px = round((pixels.type.value_type.list_size / 3) ** 0.5)
-        crops_NHWC = pixels.flatten().flatten().to_numpy().reshape(-1, side_px, side_px, 3)
+        num_faces = pc.list_value_length(rows["pixels"]).to_numpy()
+        crops_NHWC = crop.crops_of(rows)
         feature_ND = self.extract(crops_NHWC) if len(crops_NHWC) else self.no_feature
         seconds = np.full(rows.num_rows, (time.monotonic() - began) / rows.num_rows)
         rows = rows.append_column("feature", list_column(feature_ND, num_faces))

@@ -2,7 +2,7 @@
 
 One Parquet file, a row per video (`schemas.SHARED`), with the settings and versions that made the crops as JSON in its
 metadata. The same set gives the same bytes. It names files by their path below the dataset's folder and by their
-content; nothing in it tells where they lie, and its receivers need a copy of the dataset of their own.
+content; nothing in it says where they lie, and its receivers need their own copy of the dataset.
 """
 
 import hashlib
@@ -25,7 +25,6 @@ from raydistal.faces.equalize import Equalizer
 FORMAT = "raydistal distilled set, format 1"
 FINDING = ("sample", "sample_fake", "detector", "scale_factor", "min_neighbors", "min_face")
 CROPS = (*FINDING, "margin", "size_px", "crops", "equalize")
-FEATURES = ("backbone", "weights", "precision", "weights_digest")
 SELECTION = ("strategy", "folds", "seed", "rounds", "frames", "arrange", "ratio")
 
 
@@ -54,7 +53,7 @@ def describe(faces_info: Mapping[str, Any], chosen_by: Mapping[str, Any]) -> dic
     for key in ("detector", "weights"):
         config[key] = posixpath.basename(config.get(key, ""))
     about: dict[str, Any] = {"format": FORMAT, "versions": faces_info["versions"]}
-    for name, source, keys in (("faces", config, CROPS), ("features", config, FEATURES)):
+    for name, source, keys in (("faces", config, CROPS), ("features", config, tables.OF_FEATURES)):
         about[name] = {key: source[key] for key in keys if key in source}
     about["selection"] = {key: chosen_by[key] for key in SELECTION if key in chosen_by}
     return about
@@ -67,7 +66,7 @@ def relative_path(uri: str, dataset: str, known_as: str) -> str:
     """
     if storage.is_uri(uri):
         place = uri.partition("://")[2]
-        places = [place, place.rpartition("?")[0] or place]  # with and without a query, which tells of the store
+        places = [place, place.rpartition("?")[0] or place]  # with and without a query, which names the store
     else:
         places = [uri]
     for place in places:

@@ -1,4 +1,4 @@
-"""A row of a shared set and its video -> the row of `faces` that it tells of, without looking for faces."""
+"""A row of a shared set and its video -> the row of `faces` that it describes, without looking for faces."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,8 +35,8 @@ def rebuild(path: str, shared: Mapping[str, Any], settings: Mapping[str, Any]) -
     for source in decode_frames(path, index, known):
         frame = equalizer(source) if equalizer else source
         box_4, score = np.array(wanted[source.index][0], np.float32), wanted[source.index][1]
-        box_in_frame_4 = equalizer.to_square(box_4, *source.luma().shape) if equalizer else box_4
-        image_HWC = cut(frame, box_in_frame_4, settings["detector"], settings["margin"], settings["size_px"])
+        box_in_frame_4 = equalizer.to_square(box_4, *source.shape) if equalizer else box_4
+        image_HWC = cut(frame.rgb(), box_in_frame_4, settings["detector"], settings["margin"], settings["size_px"])
         found.append(Face(frame.index, frame.pts_s, box_4, score, image_HWC))
     if len(found) < len(wanted):
         raise DecodeError(f"{len(wanted) - len(found)} of its {len(wanted)} frames with faces could not be decoded")

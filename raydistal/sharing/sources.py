@@ -15,7 +15,7 @@ from raydistal.storage import Made
 
 
 def file_digest(path: str) -> tuple[int, str]:
-    """Size in bytes and SHA-256 (as `sha256sum` tells it) of a local file. Raises OSError."""
+    """Size in bytes and SHA-256 (as `sha256sum` prints it) of a local file. Raises OSError."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest

@@ -1,4 +1,4 @@
-"""Whether a run holds what a shared set tells of, to the bit, and what is different if not."""
+"""Whether a run holds what a shared set describes, to the bit, and what differs if not."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ KEPT = ("dataset", "label", "method", "compression", "original_id", "group_id", 
 
 
 def differing(shared: pa.Table, videos: pa.Table) -> pa.Array:
-    """For each row of a set, the columns in which the row of the run's `videos` is another; null if it has no row."""
+    """For each row of a set, the columns in which the run's `videos` differ from it; null if they have no such row."""
     rows = {row["video_id"]: row for row in videos.select(["video_id", *KEPT]).to_pylist()}
     names = [
         None if (row := rows.get(told["video_id"])) is None else ", ".join(n for n in KEPT if row[n] != told[n])

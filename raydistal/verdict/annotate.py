@@ -1,4 +1,4 @@
-"""The video again with its faces marked. Runs in the killable child.
+"""The video again, with its faces marked. Runs in the child process of a `Sandbox`.
 
 H.264 and AAC or MP3 in MP4, which every browser plays, at the source's own times: a frame is shown when the source
 shows it, so that a timeline made from the source fits. Decoded, drawn on and encoded frame by frame: memory does not
@@ -42,12 +42,12 @@ def annotate(path: str, out: str, tracks: Sequence[dict[str, Any]]) -> Iterator[
     """Writes the video at `path` with boxes, labels and heat to `out`; yields how far it is, the end last.
 
     Frames keep their times (after `start_of`); those that are damaged are left out. The video comes upright, with even
-    sides (the last row or column goes), scaled down to lie within 3840 x 2160 pixels or 2160 x 3840. Sound is kept
-    (`sound_packets`); subtitles, cover art and metadata are not.
+    sides (an odd last row or column is cut off), scaled down to lie within 3840 x 2160 pixels or 2160 x 3840. Sound is
+    kept (`sound_packets`); subtitles, cover art and metadata are not.
 
     Args:
         path: a local file.
-        out: path of the MP4; or, if it ends in .jpg, of a JPEG of the first frame. Only there when it is whole.
+        out: path of the MP4; or, if it ends in .jpg, of a JPEG of the first frame. It appears once it is complete.
         tracks: track, verdict, probability, pts_s, box_xyxy_px; and for heat: heat (base64 of h * w uint8 per face),
             heat_shape ([h, w]) and margin (it covers the square around the box with this margin; None: the box).
 
@@ -148,7 +148,7 @@ class Canvas:
     """Turns decoded frames into frames to encode: upright, of one even size, 8-bit YUV 4:2:0, drawn on."""
 
     def __init__(self, first: Frame, tracks: Sequence[Track]) -> None:
-        height_px, width_px = first.luma().shape
+        height_px, width_px = first.shape
         longer, shorter = MAX_SIZE_PX
         scale = min(1.0, longer / max(width_px, height_px), shorter / min(width_px, height_px))
         self.width_px, self.height_px = (max(2, int(side * scale) & ~1) for side in (width_px, height_px))

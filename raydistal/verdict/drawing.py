@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.ft2font import FT2Font
 
-from raydistal.faces.crop import square_around
+from raydistal.faces.crop import Image, square_around
 
-Image = npt.NDArray[np.uint8]
 Planes = tuple[Image, Image, Image]
 Box = npt.NDArray[np.float64]  # x0, y0, x1, y1 in pixels
 Rect = tuple[int, int, int, int]
@@ -125,7 +124,7 @@ class Painter:
         self.line_px = max(2, round(shorter_px / 270))
         self.outline_px = max(1, round(shorter_px / 720))
         self.font_px = max(9.0, 4.5 + 0.0315 * shorter_px)  # 16 at 360p, 39 at 1080p, 73 at 4K
-        self._labels = {track: self._tiles(track) for track in tracks}
+        self._labels: dict[Track, list[Tile]] = {}  # of the tracks in sight: each takes a megabyte at 1080p
         note = Tile.of([(NOTE, DARK, PALE)], 0.62 * self.font_px, self.outline_px, self.yuv)
         self._note = note if tracks and note.width_px < 0.6 * width_px else None
         self._last_choice: dict[Track, int] = {}
@@ -210,16 +209,13 @@ class Painter:
         score = "" if track.verdict == "unsure" else f" {track.probability:.2f}"
         words = f"{style.sign} {style.word}{score}"
         names = (f"Face {track.number}", str(track.number)) if len(self.tracks) > 1 else ("",)
-        tiles = []
-        for name in names:
-            parts = (
-                [(words, style.fill, style.text), (name, DARK, LIGHT)] if name else [(words, style.fill, style.text)]
-            )
-            tiles.append(Tile.of(parts, self.font_px, self.outline_px, self.yuv))
+        texts = [[(words, style.fill, style.text), (name, DARK, LIGHT)][: 2 if name else 1] for name in names]
+        tiles = [Tile.of(parts, self.font_px, self.outline_px, self.yuv) for parts in texts]
         return [tile for tile in tiles if tile.width_px <= self.size[0]]
 
     def _places(self, boxes: Mapping[Track, Box]) -> list[tuple["Tile", Rect]]:
         """Where the labels go: at the box, inside the frame, off the other labels and faces where that can be."""
+        self._labels = {track: self._labels[track] if track in self._labels else self._tiles(track) for track in boxes}
         placed = [] if self._note is None else [(self._note, self._in_the_corner(self._note))]
         for track, box_4 in boxes.items():
             others = [_whole(other_4) for other, other_4 in boxes.items() if other is not track]
@@ -267,19 +263,19 @@ class Yuv:
         self._matrix_33 = np.stack([219 * luma_3, 112 * blueness_3 / (1 - blue), 112 * redness_3 / (1 - red)]) / 255
 
     def __call__(self, rgb: Rgb) -> tuple[int, int, int]:
-        """Of a colour from 0 to 255."""
+        """Y, U and V of an RGB colour, all from 0 to 255."""
         y, u, v = (round(value) for value in self.of(np.array([rgb]))[0].tolist())
         return y, u, v
 
     def of(self, rgb_N3: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """(N, 3), not rounded."""
+        """(N, 3) Y, U and V of (N, 3) RGB colours, not rounded."""
         return rgb_N3 @ self._matrix_33.T + [16, 128, 128]
 
     def heat(self) -> tuple[Image, Image]:
-        """How much of the picture (of 255) and which colour a heat of 0 to 255 leaves and adds: (256, 1, 3) each.
+        """(256, 1, 3) each, for a heat of 0 to 255: the share of the picture that stays, of 255, and the colour added.
 
-        The colours are Inferno's: they grow lighter with the heat, for every eye and in grey, where those of a rainbow
-        do not; and what is cold stays clear.
+        The colours are inferno's: unlike those of a rainbow they grow lighter with the heat, for every kind of colour
+        vision and in grey. What is cold stays clear.
         """
         levels = np.arange(256, dtype=np.uint8)
         bgr_N3 = cv2.applyColorMap(levels[:, None], cv2.COLORMAP_INFERNO)[:, 0]
@@ -326,7 +322,7 @@ class Tile:
         return self.width_px * self.height_px
 
     def rect(self, left: int, top: int) -> Rect:
-        """What it covers there."""
+        """What it covers with its corner there."""
         return left, top, left + self.width_px, top + self.height_px
 
     def put(self, image_HWC: Image, left: int, top: int) -> None:

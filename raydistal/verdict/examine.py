@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from raydistal.errors import DecodeError, UserError, VideoError
 from raydistal.faces import crop
@@ -56,21 +55,21 @@ class Settings:
     sample: str = ""
     """Frames that the verdict on the video rests on; default: as for the videos that the detector learnt from."""
     timeline: str = "fps:4"
-    """Frames looked at besides, to tell one person from another and what happens when; at most 1000."""
+    """Further frames looked at, to tell one person from another and what happens when; at most 1000."""
     band: float = 0.1
     """A probability that is nearer than this to the threshold is unsure."""
     draw: bool = True
-    """Also make the video again with boxes."""
+    """Also write the video again, with boxes around the faces."""
     draw_heat: bool = True
-    """There as well, if there are heatmaps: they hide much of a face."""
+    """Draw heatmaps there as well, if the detector has them; they hide much of a face."""
     timeout_s: float = 300
     """Seconds that finding the faces, or drawing, may take."""
     memory_mib: int = 2048
     """Memory that decoding or drawing may take, in MiB."""
     max_seconds: float = 0
-    """A longer video is refused; 0: none is."""
+    """Videos longer than this are refused; 0: none are."""
     max_pixels: int = 0
-    """A video or picture with more in a frame is refused; 0: none is."""
+    """Videos and pictures with more pixels in a frame are refused; 0: none are."""
 
     def __post_init__(self) -> None:
         Sampling.parse(self.sample or self.timeline)
@@ -185,7 +184,7 @@ class Watched:
             frames = rows.drop_columns(["pixels"]).to_pylist()
             if not self.video:
                 self._begin(frames[0])
-            crops_NHWC = _crops_of(rows)
+            crops_NHWC = crop.crops_of(rows)
             end_N = np.cumsum([len(frame["detection_score"]) for frame in frames])[:-1]
             parts = (np.split(array, end_N) for array in (crops_NHWC, *self._ask(crops_NHWC)))
             for frame, *of_frame in zip(frames, *parts, strict=True):
@@ -234,13 +233,6 @@ class Watched:
             merit = frame["detection_score"][number] * (box[2] - box[0])
             if track not in self.best or merit > self.best[track].merit:
                 self.best[track] = Best(merit, crop.encode(crops_NHWC[number], "jpeg:92"), heat_Nhw[number])
-
-
-def _crops_of(rows: pa.Table) -> Crops:
-    """(N, S, S, 3) of all faces of a table of `watch`."""
-    pixels = rows["pixels"].combine_chunks().flatten()
-    size_px = round((pixels.type.list_size / 3) ** 0.5)
-    return np.asarray(pixels.flatten().to_numpy()).reshape(-1, size_px, size_px, 3)
 
 
 def _sandbox(name: str, settings: Settings) -> Sandbox:

@@ -70,8 +70,8 @@ def judge_tracks(faces: Sequence[Face], num_frames: int, band: Band) -> list[dic
 
     Args:
         faces: of numbered tracks.
-        num_frames: that were looked at.
-        band: see there.
+        num_frames: frames looked at.
+        band: the limits of the verdicts.
     """
     of_track: dict[int, list[Face]] = {}
     for face in faces:

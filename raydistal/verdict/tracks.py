@@ -50,7 +50,7 @@ class Track:
     """Of the centre, in pixels per second."""
 
     def go_on(self, seen_s: float, centre_2: Floats, size: float, look_P: Floats, scene_C: Scene) -> None:
-        """It is seen again."""
+        """Takes in the next sighting."""
         step_s = seen_s - self.seen_s
         weight = step_s / (step_s + SETTLING_S)
         self.speed_2 = (1 - weight) * self.speed_2 + weight * (centre_2 - self.centre_2) / max(step_s, 1e-3)

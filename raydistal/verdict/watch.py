@@ -1,12 +1,12 @@
-"""One video to all faces of the frames looked at, as a stream. Runs in the killable child.
+"""All faces of the frames looked at of one video, as a stream. Runs in the child process of a `Sandbox`.
 
 Two samplings are looked at in one pass. `sample` is the protocol that the detector learnt from: its frames go, in order
 and by themselves, through `LargestFace`, so that the largest faces, their boxes and their pixels are those of
-`raydistal extract`, to the bit. `timeline` tells what happens in between: its frames, and what else there is to see in
-those of `sample`, are searched in full.
+`raydistal extract`, to the bit. `timeline` shows what happens in between: its frames, and those of `sample` for further
+faces, are searched in full.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -20,7 +20,7 @@ from raydistal.faces.detect import Boxes, LargestFace, Scores
 from raydistal.faces.equalize import Equalizer
 from raydistal.faces.look import cut, make_detector
 from raydistal.schemas import list_column
-from raydistal.video.decode import Frame, decode_frames, read_index
+from raydistal.video.decode import decode_frames, read_index
 from raydistal.video.sampling import Sampling
 
 MAX_FACES = 24  # of a frame, the largest; bounds a row, whatever a detector sees in a wallpaper
@@ -43,7 +43,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-Search = Callable[[Frame], tuple[Boxes, Scores]]
 MAX_ROWS, MAX_BYTES = 8, 8 << 20  # of frames, and of their crops: what a table holds before it leaves
 
 
@@ -84,37 +83,33 @@ def watch(
     check_format(crops)
     index = read_index(path)
     sampled_K, between_K = (Sampling.parse(text).pick(index.pts_s_N, video_id) for text in (sample, timeline))
-    wanted_K, is_sampled = np.union1d(sampled_K, between_K), set(sampled_K.tolist())
+    wanted_K, sampled = np.union1d(sampled_K, between_K), set(sampled_K.tolist())
+    about = _about(index.pts_s_N) | {"num_wanted": len(wanted_K)}
     search = make_detector(detector, scale_factor, min_neighbors, min_face)
     largest_face = LargestFace(search)
     equalizer = Equalizer.parse(equalize) if equalize else None
-    about = {
-        "num_frames": len(index.pts_N),
-        "num_wanted": len(wanted_K),
-        "duration_s": _duration_s(index.pts_s_N),
-        "start_s": start_of(index.pts_s_N),
-    }
-
     rows: list[dict[str, Any]] = []
     num_seen = num_faces = 0
     for source in decode_frames(path, index, wanted_K):
         num_seen += 1
         frame = equalizer(source) if equalizer else source
-        taken = largest_face(frame) if source.index in is_sampled else None
-        is_done = source.index in is_sampled and (taken is None or detector == "none")  # all was searched for it
-        boxes_N4, score_N = _all_faces(frame, search, taken, is_done)
-        pixels_NHWC = [_as_kept(cut(frame, box_4, detector, margin, size_px), crops) for box_4 in boxes_N4]
-        height_px, width_px = source.luma().shape
+        is_sampled = source.index in sampled
+        taken = largest_face(frame) if is_sampled else None
+        searched = largest_face.searched if is_sampled else None
+        boxes_N4, score_N = _all_faces(taken, search(frame) if searched is None else searched)
+        rgb_HWC = frame.rgb() if len(boxes_N4) else np.empty(0, np.uint8)
+        pixels_NHWC = [_as_kept(cut(rgb_HWC, box_4, detector, margin, size_px), crops) for box_4 in boxes_N4]
+        height_px, width_px = source.shape
         if equalizer:
             boxes_N4 = np.array([equalizer.to_source(box_4, height_px, width_px) for box_4 in boxes_N4], np.float32)
         rows.append(
-            {"frame_index": source.index, "pts_s": source.pts_s, "is_sampled": source.index in is_sampled}
+            about
+            | {"frame_index": source.index, "pts_s": source.pts_s, "is_sampled": is_sampled}
             | {"width_px": width_px, "height_px": height_px, "largest": 0 if taken else None}
             | {"scene": cv2.resize(source.luma(), SCENE_PX, interpolation=cv2.INTER_AREA).tobytes()}
             | {"boxes_N4": boxes_N4, "score_N": score_N, "pixels_NHWC": pixels_NHWC}
-            | about
         )
-        num_faces += len(pixels_NHWC)
+        num_faces += len(boxes_N4)
         if len(rows) == MAX_ROWS or num_faces * 3 * size_px**2 >= MAX_BYTES:
             yield _table(rows, size_px)
             rows, num_faces = [], 0
@@ -124,10 +119,10 @@ def watch(
         yield _table(rows, size_px)
 
 
-def _all_faces(frame: Frame, search: Search, taken: tuple[Boxes, float] | None, is_done: bool) -> tuple[Boxes, Scores]:
-    """Boxes and scores of at most MAX_FACES: the face taken already, then the others by size, each face once."""
+def _all_faces(taken: tuple[Boxes, float] | None, found: tuple[Boxes, Scores]) -> tuple[Boxes, Scores]:
+    """Boxes and scores of at most MAX_FACES: the face taken already, then those found by size, each face once."""
     first_N4, first_N = (taken[0][None], np.array([taken[1]], np.float32)) if taken else (np.empty((0, 4)), np.empty(0))
-    more_N4, more_N = (np.empty((0, 4)), np.empty(0)) if is_done else search(frame)
+    more_N4, more_N = found
     by_size = np.argsort(-(more_N4[:, 2] - more_N4[:, 0]) * (more_N4[:, 3] - more_N4[:, 1]), kind="stable")
     boxes_N4 = np.concatenate([first_N4, more_N4[by_size]]).astype(np.float32)
     score_N = np.concatenate([first_N, more_N[by_size]]).astype(np.float32)
@@ -158,10 +153,12 @@ def start_of(pts_s_N: npt.NDArray[np.float64]) -> float:
     return 0.0 if 0 <= start_s <= MAX_START_S else start_s
 
 
-def _duration_s(pts_s_N: npt.NDArray[np.float64]) -> float:
-    """Until the end of the last frame, which is shown as long as most; 0 of a picture."""
-    is_video = len(pts_s_N) > 1
-    return float(pts_s_N[-1] + np.median(np.diff(pts_s_N))) - start_of(pts_s_N) if is_video else 0.0
+def _about(pts_s_N: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Number of frames, `start_of`, and the time from there to the end of the last frame; 0 of a picture."""
+    start_s, num_frames = start_of(pts_s_N), len(pts_s_N)
+    step_s = np.median(np.diff(pts_s_N)) if num_frames > 1 else 0.0  # the last frame is shown as long as most
+    duration_s = float(pts_s_N[-1] + step_s) - start_s if num_frames > 1 else 0.0
+    return {"num_frames": num_frames, "start_s": start_s, "duration_s": duration_s}
 
 
 def _table(rows: list[dict[str, Any]], size_px: int) -> pa.Table:

@@ -2,9 +2,10 @@
 
 Two passes over the packets (reading them costs about 2 % of decoding them). The first lists presentation times and key
 frames. The second skips every group of pictures (GOP) without a wanted frame, stops each GOP after its last wanted
-one, and lets the decoder drop frames that nothing refers to. Where a stream does not keep the rules that this relies
-on (times absent or repeated, a frame that does not come out), everything is decoded instead. Running out of memory is
-no damage of the file and is passed on (PyAV's MemoryError is an FFmpegError, too).
+one, and lets the decoder drop frames that nothing refers to. Where a stream breaks the rules that this relies on (times
+absent or repeated, a frame that does not come out), everything is decoded instead. Only where a decoder conceals damage
+may pixels differ, as it borrows from frames that were skipped. Running out of memory is not damage to the file and is
+passed on (PyAV's MemoryError is an FFmpegError, too).
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ MAX_PIXELS = 8192 * 8192  # per frame; a header that claims more is not a video 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One decoded frame; pixels are converted when asked for, upright."""
+    """One decoded frame. Pixels are converted on request and come upright."""
 
     index: int  # in presentation order, from 0
     pts_s: float
@@ -49,7 +50,7 @@ class Frame:
         return self.upright(self.picture.to_ndarray(format="rgb24"))
 
     def luma(self) -> npt.NDArray[np.uint8]:
-        """(H, W) uint8 brightness, without a copy for the usual formats: what face detection needs."""
+        """(H, W) uint8 brightness, in the stream's own range and without a copy for the usual formats."""
         if self.picture.format.name not in LUMA_FIRST:
             return self.upright(self.picture.to_ndarray(format="gray"))
         plane = self.picture.planes[0]
@@ -57,18 +58,27 @@ class Frame:
         return self.upright(luma[: self.picture.height, : self.picture.width])
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels of the upright picture."""
+        height_px, width_px = self.picture.height, self.picture.width
+        return (width_px, height_px) if self.turns % 2 else (height_px, width_px)
+
+    @property
     def turns(self) -> int:
-        """Quarter turns, counter-clockwise as np.rot90 turns, that set the picture upright: 0 to 3."""
+        """Quarter turns, counter-clockwise as np.rot90 turns, that set the picture upright: 0 to 3.
+
+        Mirrored pictures (EXIF orientations 2, 4, 5 and 7) come out wrong: PyAV gives the angle alone.
+        """
         return round(self.picture.rotation / 90) % 4
 
     def upright(self, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """An image that lies as the picture does, set upright: a view."""
+        """An image in the picture's own orientation, turned upright: a view."""
         return np.rot90(image, self.turns) if self.turns else image
 
 
 @dataclasses.dataclass(frozen=True)
 class PacketIndex:
-    """What a pass over the packets tells, in decoding order (P packets) and in presentation order (N frames)."""
+    """What the packets say of a video, in decoding order (P packets) and in presentation order (N frames)."""
 
     pts_P: npt.NDArray[np.int64]  # stream ticks
     is_key_P: npt.NDArray[np.bool_]
@@ -101,7 +111,7 @@ def read_index(path: str) -> PacketIndex:
 
 
 def decode_frames(path: str, index: PacketIndex, wanted_K: npt.NDArray[np.int64]) -> Iterator[Frame]:
-    """Yields the frames with these indices in ascending order; those that are damaged or do not decode are left out.
+    """Yields the frames with these indices in ascending order, without those that the decoder gives up as damaged.
 
     Raises DecodeError as `read_index` does.
     """
@@ -224,7 +234,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator["av.Pac
 
 @contextmanager
 def open_media(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The only way in which a file of others is opened: its container, and its first video stream (not cover art).
+    """The container of an untrusted file and its first video stream (not cover art). Nothing else opens such files.
 
     Raises:
         DecodeError: as `read_index`.

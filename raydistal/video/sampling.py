@@ -47,8 +47,10 @@ class Sampling:
         if self.kind == "every":
             return np.arange(0, num_frames, amount)
         if self.kind == "fps":
-            times_s = np.arange(0, pts_s_N[-1] - pts_s_N[0] + 1e-6, 1 / self.amount)  # half a tick: 0.999... is 1
-            return np.unique(np.searchsorted(pts_s_N - pts_s_N[0], times_s + 1e-6, side="right") - 1)
+            shown_s_N, tick_s = pts_s_N - pts_s_N[0], 1e-6  # times are rounded: 0.999... s is 1 s
+            first_N = np.ceil((shown_s_N - tick_s) * self.amount)  # of the times, by number, not before each frame
+            last = np.floor((shown_s_N[-1] + tick_s) * self.amount)
+            return np.flatnonzero(first_N < np.append(first_N[1:], last + 1))
         if amount >= num_frames:
             return np.arange(num_frames)
         if self.kind == "even":

@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -65,8 +65,8 @@ class Sandbox:
     def stream(self, **arguments: Any) -> Iterator[pa.Table]:
         """The tables that the function yields, as they come; the child is at most one ahead.
 
-        The limit of time is on what the caller waits for all of them: what it does in between is not counted. A stream
-        that is left before its end ends the child.
+        The time limit is on the caller's waiting for all of them, not on what it does in between. Leaving a stream
+        before its end kills the child.
 
         Raises:
             VideoError, RuntimeError: as `call`, when the stream gets there.
@@ -85,28 +85,25 @@ class Sandbox:
 
     def _answers(self, request: bytes) -> Generator[pa.Table, None, dict[str, str]]:
         """The tables; returns how it ended."""
-        child = self._child or self._start()
         left_s = self.timeout_s
         try:
-            assert child.stdin
-            rest = memoryview(request)
-            while rest:  # a signal may end a long write before its end
-                rest = rest[child.stdin.write(rest) :]
+            child = self._child or self._start()
+            self._write(child, request, time.monotonic() + left_s)
             while True:
                 began = time.monotonic()
-                size = int.from_bytes(self._read(8, began + left_s), "big")
-                answer = pa.ipc.open_stream(self._read(size, began + left_s)).read_all()
+                size = int.from_bytes(self._read(child, 8, began + left_s), "big")
+                # An honest answer is smaller than the memory that it was made in; the rest of a larger one is not read.
+                answer, outcome = _open_answer(self._read(child, min(size, self.memory_bytes), began + left_s))
                 left_s -= time.monotonic() - began
-                outcome: dict[str, str] = json.loads(answer.schema.metadata[b"outcome"])
                 if outcome["status"] != "more":
                     return outcome
-                yield answer.replace_schema_metadata(None)
+                yield answer
         except TimeoutError:
             self.close()
             raise TimeLimitError(f"took longer than {self.timeout_s:g} s (--timeout-s)") from None
         except (EOFError, BrokenPipeError):
-            code = child.wait()
             self.close()
+            code = child.returncode
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise CrashedError(f"the decoder process ended by {how}") from None
         except BaseException:  # Ctrl-C, or left in the middle: the next call must not read the rest of it
@@ -134,30 +131,59 @@ class Sandbox:
             [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         try:
-            self._read(len(READY), time.monotonic() + START_S)
+            self._read(self._child, len(READY), time.monotonic() + START_S)
         except (EOFError, TimeoutError) as error:  # no video is to blame for this
             self.close()
             raise RuntimeError(f"the decoder process did not start ({self.target}); see its error output") from error
         return self._child
 
-    def _read(self, num_bytes: int, deadline: float) -> bytes:
-        assert self._child and self._child.stdout  # noqa: PT018
+    @staticmethod
+    def _write(child: subprocess.Popen[bytes], content: bytes, deadline: float) -> None:
+        assert child.stdin
+        rest = memoryview(content)
+        while rest:
+            _wait(child.stdin, select.POLLOUT, deadline)
+            rest = rest[child.stdin.write(rest[: select.PIPE_BUF]) :]  # as much as a pipe that is ready takes at once
+
+    @staticmethod
+    def _read(child: subprocess.Popen[bytes], num_bytes: int, deadline: float) -> bytes:
+        assert child.stdout
         content = bytearray()
         while len(content) < num_bytes:
-            if not select.select([self._child.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError
-            chunk = os.read(self._child.stdout.fileno(), min(num_bytes - len(content), 1 << 20))
+            _wait(child.stdout, select.POLLIN, deadline)
+            chunk = child.stdout.read(min(num_bytes - len(content), 1 << 20))
             if not chunk:
                 raise EOFError
             content += chunk
         return bytes(content)
 
 
-_kept = threading.local()  # Linux ends a child with the thread that started it
+def _wait(pipe: IO[bytes], event: int, deadline: float) -> None:
+    """Until the pipe is ready. Raises TimeoutError. By poll: select cannot see files beyond the 1024th."""
+    poll = select.poll()
+    poll.register(pipe, event)
+    if not poll.poll(min(1000 * max(0.0, deadline - time.monotonic()), 1 << 30)):
+        raise TimeoutError
+
+
+def _open_answer(content: bytes) -> tuple[pa.Table, dict[str, str]]:
+    """The table of an answer, and how the call stands. Raises CrashedError for what no honest child sends."""
+    try:
+        table = pa.ipc.open_stream(content).read_all()
+        table.validate(full=True)
+        outcome = json.loads(table.schema.metadata[b"outcome"])
+        if not isinstance(outcome["message"], str) or outcome["status"] not in ("more", "ok", *ERRORS):
+            raise ValueError(f"unknown outcome {outcome}")
+    except Exception as error:  # Arrow has many
+        raise CrashedError(f"the decoder process gave an answer that cannot be read: {error}") from error
+    return table.replace_schema_metadata(None), outcome
+
+
+_kept = threading.local()  # a child is killed when the thread that started it ends (PR_SET_PDEATHSIG)
 
 
 def kept(target: str, *, memory_bytes: int, timeout_s: float) -> Sandbox:
-    """A `Sandbox` that this thread keeps from call to call, one per target; another if other things are asked of it."""
+    """The calling thread's `Sandbox` for the target, kept between calls; a new one if the limits change."""
     sandbox: Sandbox | None = getattr(_kept, target, None)
     if sandbox is None or (sandbox.memory_bytes, sandbox.timeout_s) != (memory_bytes, timeout_s):
         sandbox = Sandbox(target, memory_bytes=memory_bytes, timeout_s=timeout_s)
@@ -178,8 +204,9 @@ def serve(target: str, memory_bytes: int, parent_pid: int) -> None:
     function = getattr(importlib.import_module(module), name)
     if sys.platform == "linux":
         with open("/proc/self/statm") as statm:
-            in_use = int(statm.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (in_use + memory_bytes, resource.RLIM_INFINITY))
+            limit = int(statm.read().split()[0]) * resource.getpagesize() + memory_bytes
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
     answers.write(READY)
     answers.flush()
 

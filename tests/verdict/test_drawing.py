@@ -151,6 +151,17 @@ def test_labels_of_neighbours_do_not_hide_each_other():
             assert min(x1, a1) <= max(x0, a0) or min(y1, b1) <= max(y0, b0)
 
 
+def test_labels_are_made_when_a_face_comes_into_sight_and_dropped_after():
+    """A long video may have thousands of faces, most of them false ones."""
+    first, second = track(1, pts_s=[0.0, 0.25, 0.5]), track(2, pts_s=[2.0, 2.25, 2.5])
+    painter = Painter([first, second], WIDTH_PX, HEIGHT_PX, is_bt709=True)
+    held = []
+    for now_s in (0.1, 1.5, 2.1):
+        painter.draw(grey(), now_s, (WIDTH_PX, HEIGHT_PX))
+        held.append(list(painter._labels))
+    assert held == [[first], [], [second]]
+
+
 def test_a_box_that_leaves_the_frame_is_clipped_and_one_outside_is_not_drawn():
     partly = drawn(track(box=(-60, 100, 60, 220)))[0]
     assert (np.abs(partly[120:200, 1:4].mean(1) - 110) > 12).all(), "its edge is drawn at the frame's"

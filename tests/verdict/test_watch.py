@@ -87,16 +87,12 @@ def test_a_face_is_there_once():
     found = [[0, 0, 100, 100], [30, 30, 90, 90], [200, 0, 250, 50], [220, 0, 270, 50], [230, 0, 280, 50]]
     boxes_N4, score_N = np.array(found, np.float32), np.arange(5, dtype=np.float32)
     near_4 = np.array([205, 2, 252, 49], np.float32)
-
-    def search(_frame):
-        return boxes_N4, score_N
-
-    kept_N4, kept_N = _all_faces(None, search, (near_4, 9.0), is_done=False)
+    kept_N4, kept_N = _all_faces((near_4, 9.0), (boxes_N4, score_N))
     assert kept_N.tolist() == [9, 0, 4]  # the one that is given, then by size
     np.testing.assert_array_equal(kept_N4, [near_4, boxes_N4[0], boxes_N4[4]])
-    assert _all_faces(None, search, (near_4, 9.0), is_done=True)[1].tolist() == [9]
+    assert _all_faces((near_4, 9.0), (near_4[None], score_N[:1]))[1].tolist() == [9]
     wallpaper_N4 = np.array([[100 * i, 0, 100 * i + 50 + i, 50] for i in range(60)], np.float32)
-    kept_N4, _ = _all_faces(None, lambda _frame: (wallpaper_N4, np.ones(60, np.float32)), None, is_done=False)
+    kept_N4, _ = _all_faces(None, (wallpaper_N4, np.ones(60, np.float32)))
     assert kept_N4[:, 0].tolist() == [100 * i for i in range(59, 35, -1)]
 
 

@@ -35,6 +35,11 @@ def test_fps_takes_the_frame_on_show():
     assert Sampling.parse("fps:1").pick(pts_s, "v").tolist() == [0, 1, 2]
 
 
+def test_fps_takes_no_memory_for_a_time_that_is_far_off():
+    assert Sampling.parse("fps:100").pick(np.array([0.0, 0.5, 0.501, 1e12]), "v").tolist() == [0, 1, 2, 3]
+    assert Sampling.parse("fps:1").pick(np.array([0.0, 0.5, 0.501, 1e12]), "v").tolist() == [0, 2, 3]
+
+
 def test_random_depends_on_the_video_alone():
     assert pick("random:10", 300, video_id="a") == pick("random:10", 300, video_id="a")
     assert pick("random:10", 300, video_id="a") != pick("random:10", 300, video_id="b")

@@ -1,6 +1,8 @@
 """What a child process may do to its caller: nothing but fail one call."""
 
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +21,9 @@ import os, signal, time
 import pyarrow as pa
 from raydistal.errors import DecodeError
 
+def is_pipe(fd):
+    return os.path.exists(f"/proc/self/fd/{fd}") and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:")
+
 def work(what):
     if what == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -35,6 +40,12 @@ def work(what):
     if what == "print":
         print("noise on stdout", flush=True)
         os.write(1, b"more noise")
+    if what == "close":
+        os.closerange(3, 100)
+        time.sleep(600)
+    if isinstance(what, list):  # bytes for the caller, in place of an answer
+        os.write(max(int(fd) for fd in os.listdir("/proc/self/fd") if is_pipe(fd)), bytes(what))
+        time.sleep(600)
     return pa.table({"pid": [os.getpid()], "secret": [os.environ.get("AWS_SECRET_ACCESS_KEY")]})
 
 def count(up_to, last="", pause_s=0):
@@ -109,6 +120,52 @@ def test_errors_come_back_as_what_they_are(sandbox):
         sandbox.call(what="bug")
 
 
+@pytest.mark.parametrize("outcome", [{"status": "fine", "message": ""}, {"status": "ok"}, "ok", None])
+def test_an_answer_that_no_honest_child_gives_costs_that_call_only(sandbox, outcome):
+    sink = pa.BufferOutputStream()
+    table = pa.table({}).replace_schema_metadata({"outcome": json.dumps(outcome)})
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    content = sink.getvalue().to_pybytes() if outcome else b"no Arrow"
+    with pytest.raises(CrashedError, match="cannot be read"):
+        sandbox.call(what=list(len(content).to_bytes(8, "big") + content))
+    assert sandbox.pid is None
+
+
+def test_a_child_that_stops_answering_or_listening_is_not_waited_for(sandbox):
+    with pytest.raises(CrashedError, match="SIGKILL"):
+        sandbox.call(what="close")
+    sandbox.call(what="work")
+    os.kill(sandbox.pid, signal.SIGSTOP)
+    sandbox.timeout_s = 0.5
+    with pytest.raises(TimeLimitError):
+        sandbox.call(what="x" * (1 << 20))  # more than the pipe holds
+
+
+def test_a_start_that_is_interrupted_leaves_no_child(sandbox, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sandbox, "_read", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.call(what="work")
+    assert sandbox.pid is None
+    assert pid_of(sandbox.call(what="work"))
+
+
+def test_a_caller_with_many_open_files(sandbox):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2048), before[1]))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert pid_of(sandbox.call(what="work"))
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_a_child_that_cannot_start_blames_no_video(tmp_path):
     with pytest.raises(RuntimeError, match="did not start"):
         Sandbox("no_such_module:work", memory_bytes=1 << 30, timeout_s=5).call()
@@ -129,6 +186,20 @@ def test_the_child_dies_with_its_parent(tmp_path):
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_caller_whose_memory_is_limited_for_good(tmp_path):
+    """As by a batch system: nobody without the privilege may raise such a limit again."""
+    (tmp_path / "sandboxed_worker.py").write_text(WORKER)
+    code = (
+        "import ctypes, resource; from raydistal.video.sandbox import Sandbox\n"
+        "pr_capbset_drop = cap_sys_resource = 24; ctypes.CDLL(None).prctl(pr_capbset_drop, cap_sys_resource)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))\n"
+        "print(Sandbox('sandboxed_worker:work', memory_bytes=1 << 30, timeout_s=100).call(what='work').num_rows)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_a_stream_gives_table_after_table_and_the_child_goes_on(counter):
