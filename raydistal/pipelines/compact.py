@@ -8,7 +8,6 @@ killed at any moment loses no row and doubles none.
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ def run(config: Config) -> dict[str, Any]:
     location = storage.absolute(config.table)
     made_with = _made_with(location)
     with tables.sole_writer(location) as claim:
-        tables.read_ledger(location, made_with, lambda line: print(line, file=sys.stderr))  # mends what others left
+        tables.read_ledger(location, made_with)  # mends what others left
         names = tables.part_names(location)
         merges = {_merged_name(old): old for old in _small_ones(location, names, config.part_mib << 20)}
         if merges:

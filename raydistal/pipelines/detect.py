@@ -11,7 +11,6 @@ import os
 import posixpath
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,7 +19,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +27,7 @@ from pyarrow import csv, fs
 from raydistal import schemas, storage, tables
 from raydistal.datasets import layout
 from raydistal.errors import DecodeError, UserError, VideoError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, Growth, demand
 from raydistal.pipelines.streaming import bound_queues, in_blocks, network_actors, use_gpu
 from raydistal.pipelines.telemetry import add_seconds, log_failure
@@ -77,10 +76,7 @@ class Config:
         if self.num_workers < 0:
             raise UserError("--num-workers must be 0 or more")
         for given in self.videos:
-            if storage.is_uri(given) and "@" in urlsplit(given).netloc:
-                raise UserError(
-                    "a URI holds credentials, which would be written into the table; set them in the environment"
-                )
+            storage.refuse_credentials("a URI", given)
 
 
 class Job(NamedTuple):
@@ -117,7 +113,7 @@ def run(config: Config) -> dict[str, Any]:
     place = storage.join(out, "verdicts")
     made_with = _made_with(config, about)
     with tables.sole_writer(place) as claim:
-        tables.read_ledger(place, made_with, lambda line: print(line, file=sys.stderr))  # mends what was cut off
+        tables.read_ledger(place, made_with)  # mends what was cut off
         pending = _pending(videos, place)
         if len(pending) or not tables.read_info(place):
             (name,) = storage.distinct_names("--detector", [config.detector])
@@ -136,16 +132,8 @@ def run(config: Config) -> dict[str, Any]:
     return counts | {"seconds": round(time.monotonic() - began, 1)} | places
 
 
-def is_small(config: Config) -> bool:
-    """True if a run does not need a cluster. Raises UserError as `run`."""
-    videos = _inputs(config)[1]
-    try:
-        return _is_few(_pending(videos, storage.join(storage.absolute(config.out), "verdicts")))
-    except pa.ArrowInvalid:  # a part that is cut off, which `run` mends
-        return _is_few(videos)
-
-
 def _is_few(pending: pa.Table) -> bool:
+    """True if this process examines them by itself."""
     return len(pending) <= FEW and (not len(pending) or "RAY_ADDRESS" not in os.environ)
 
 
@@ -222,7 +210,7 @@ def _files(given: str) -> dict[str, fs.FileInfo]:
         names = storage.list_files(place)
         ours = {posixpath.dirname(name) for name in names if posixpath.basename(name) == RESULT}
         media = [name for name in names if layout.is_media(name) and posixpath.dirname(name) not in ours]
-        infos = _infos(filesystem, path, media)
+        infos = storage.infos(place, media)
     except UnicodeEncodeError as error:
         raise UserError(f"a file name is not UTF-8: {given!r}. Rename it (convmv -t utf8).") from error
     except OSError as error:
@@ -230,16 +218,6 @@ def _files(given: str) -> dict[str, fs.FileInfo]:
     if not media:
         raise UserError(f"no video and no picture in {given}: it has {len(names)} files. A file named itself is tried.")
     return {storage.join(place, name): info for name, info in zip(media, infos, strict=True)}
-
-
-def _infos(filesystem: fs.FileSystem, path: str, names: list[str]) -> list[fs.FileInfo]:
-    """Of each of these files below `path`."""
-    paths = [posixpath.join(path, name) for name in names]
-    if isinstance(filesystem, fs.LocalFileSystem):  # its selector stops at a file that vanishes
-        return list(filesystem.get_file_info(paths))
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))  # a thousand per request, not one
-    by_path = {info.path: info for info in found}
-    return [by_path[path] for path in paths]
 
 
 def _pending(videos: pa.Table, place: str) -> pa.Table:
@@ -388,17 +366,16 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _examine_all(job: Job, networks: Networks, pending: pa.Table) -> None:
-    if not len(pending):
-        return
     if _is_few(pending):
-        return _here(job, networks, pending)
+        _here(job, networks, pending)
+        return
+    connect()
     told: Counter[str] = Counter()
     with Progress("detect", len(pending), unit="videos") as progress:
         for rows in _on_cluster(job, networks, pending):
             told.update(_counts(rows))
             note = ", ".join(f"{told[name]} {name}" for name in ("fake", "unsure", "failed") if told[name])
             progress.advance(len(rows), note)
-    return None
 
 
 def _here(job: Job, networks: Networks, pending: pa.Table) -> None:

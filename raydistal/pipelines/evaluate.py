@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, Growth
-from raydistal.pipelines.streaming import crops_of, look_at_faces, parts_of, start_torch, use_gpu
+from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch, use_gpu, with_parts
 from raydistal.pipelines.telemetry import measured
 from raydistal.progress import Progress
 
@@ -106,7 +107,7 @@ class Scores(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Scores what is not scored yet, on the connected Ray cluster; measures; returns the job's summary.
+    """Scores what is not scored yet, on Ray; measures; returns the job's summary.
 
     Raises:
         UserError: no such detector, no crops, unfinished faces, an empty split or one of a single class, a detector
@@ -124,12 +125,6 @@ def run(config: Config) -> dict[str, Any]:
         _measure(config, detectors, datasets)
         page = evaluation.write(out)
     return {"results": _results(out), "seconds": round(time.monotonic() - began, 1), "report": page}
-
-
-def is_scored(config: Config) -> bool:
-    """True if a run would only measure, which needs no cluster. Raises UserError as `run`."""
-    detectors, datasets = _inputs(config)
-    return all(_is_done(data, scores) for data in datasets for scores in _scores(config, detectors, data))
 
 
 def _inputs(config: Config) -> tuple[list[Known], list[Data]]:
@@ -171,15 +166,8 @@ def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:
 def _data(config: Config, location: str, name: str) -> Data:
     videos = videos_to_test(tables.read_table(storage.join(location, "videos"), "index"), config.split, location)
     info = tables.faces_info(location, with_crops=True)
-    faces = storage.absolute(storage.join(location, "faces"))
-    part_V = parts_of(faces, videos["video_id"])
-    if part_V.null_count:
-        raise UserError(
-            f"{part_V.null_count} videos of split {config.split!r} have no row in {faces}. "
-            f"Run: raydistal extract --out {location}"
-        )
-    columns = ["video_id", "dataset", "label", "method", "group_id"]
-    videos = videos.select(columns).append_column("part", part_V).sort_by("video_id").combine_chunks()
+    videos = videos.select(["video_id", "dataset", "label", "method", "group_id"])
+    videos = with_parts(location, videos, f"split {config.split!r}").sort_by("video_id").combine_chunks()
     return Data(name, storage.absolute(location), videos, info)
 
 
@@ -232,7 +220,7 @@ def _score(config: Config, data: Data, tables_: list[Scores], claim: tables.Clai
     for scores in tables_:
         if not _is_done(data, scores):
             storage.delete(storage.join(scores.location, tables.INFO))
-            ledger = tables.read_ledger(scores.location, scores.settings, lambda line: print(line, file=sys.stderr))
+            ledger = tables.read_ledger(scores.location, scores.settings)
             if tables.drop_failed(scores.location, scores.settings):  # they may have faces by now
                 ledger = ledger.filter(pc.is_in(ledger["status"], pa.array(tables.FINAL)))
             is_missing = pc.invert(pc.is_in(data.videos["video_id"], ledger["video_id"]))
@@ -241,13 +229,14 @@ def _score(config: Config, data: Data, tables_: list[Scores], claim: tables.Clai
     waiting = pa.concat_arrays([missing for _, missing in pending] or [pa.array([], pa.string())])
     videos = data.videos.filter(pc.is_in(data.videos["video_id"], waiting))
     if len(videos):
+        connect()
         num_faces = 0
         with Progress(f"evaluate {data.name}", len(videos), unit="videos") as progress:
             for batch in _stream(config, data, videos, pending, claim):
                 num_faces += pc.sum(batch["num_faces"]).as_py()
                 progress.advance(len(batch["num_faces"]), f"{num_faces} faces")
     for scores, missing in pending:
-        ledger = tables.read_ledger(scores.location, scores.settings, lambda line: print(line, file=sys.stderr))
+        ledger = tables.read_ledger(scores.location, scores.settings)
         if not set(missing.to_pylist()) <= set(ledger["video_id"].to_pylist()):
             raise RuntimeError(f"{scores.location} lacks videos that were scored; run the same command again")
         claim.check()

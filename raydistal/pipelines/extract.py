@@ -22,8 +22,9 @@ from raydistal import storage, tables
 from raydistal.errors import DecodeError, UserError, VideoError
 from raydistal.faces import crop, look
 from raydistal.faces.equalize import Equalizer
-from raydistal.pipelines.scaling import Budget, Growth, demand
-from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, in_blocks, network_actors, start_torch, use_gpu
+from raydistal.pipelines.connection import connect
+from raydistal.pipelines.scaling import Budget, Growth
+from raydistal.pipelines.streaming import in_blocks, start_torch, through_actors, use_gpu
 from raydistal.pipelines.telemetry import add_seconds, log_failure, measured
 from raydistal.progress import Progress
 from raydistal.schemas import conform, faces_schema, list_column
@@ -117,7 +118,7 @@ class Config:
 
 
 def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Runs the pipeline on the connected Ray cluster and returns the job's summary.
+    """Runs the pipeline on Ray, if anything is missing, and returns the job's summary.
 
     Args:
         config: what to do.
@@ -136,7 +137,7 @@ def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[st
     out = storage.absolute(storage.join(config.out, "faces"))
 
     with tables.sole_writer(out) as claim:
-        ledger = tables.read_ledger(out, settings, lambda line: print(line, file=sys.stderr))
+        ledger = tables.read_ledger(out, settings)
         if config.retry_failed:
             storage.delete(storage.join(out, tables.INFO))
             print(f"dropped {tables.drop_failed(out, settings)} failed rows to do them again", file=sys.stderr)
@@ -145,17 +146,18 @@ def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[st
         if not len(pending) and tables.read_info(out):
             return _summary(out, Counter(tables.count_values(ledger["status"])), len(ledger), 0, began)
         storage.delete(storage.join(out, tables.INFO))
+        connect()
         totals = dict.fromkeys(COUNTED, 0.0)
         statuses = Counter(tables.count_values(ledger["status"]))
         with Progress("extract", len(pending), unit="videos") as progress:
             for batch in _stream(config, pending, state, schema, settings, claim) if len(pending) else ():
                 for name in totals:
-                    totals[name] += float(np.sum(batch[name]))
-                statuses.update(batch["status"].tolist())
+                    totals[name] += pc.sum(batch[name]).as_py() or 0
+                statuses.update(batch["status"].to_pylist())
                 failed = statuses.total() - statuses["ok"]
-                progress.advance(len(batch["status"]), f"{failed} without faces" if failed else "")
+                progress.advance(len(batch), f"{failed} without faces" if failed else "")
                 if on_part:
-                    on_part(len(batch["status"]))
+                    on_part(len(batch))
         claim.check()
         info = {"counts": dict(statuses.most_common()), "seconds": time.monotonic() - began}
         tables.write_info(out, settings, num_rows=statuses.total(), num_new=len(pending), stages=totals, **info)
@@ -182,36 +184,21 @@ def _stream(
     schema: pa.Schema,
     settings: dict[str, Any],
     claim: tables.Claim,
-) -> Iterator[dict[str, Any]]:
-    """Runs the stages; yields, for each part written, arrays of its columns status and COUNTED."""
+) -> Iterator[pa.Table]:
+    """Runs the stages; yields, for each part written, its columns status and COUNTED."""
     import ray
-    import ray.data
 
     growth = Growth(config.budget.max_nodes, use_gpu(config.device))
-    bound_queues(growth)
-    features = config.features
-    columns = pending.select(["video_id", "uri", "label"])
     weights = ray.put(state)  # read once, handed to every actor by the object store
-    dataset = (
-        # from_arrow would run a task for each of them first, and the cluster grow for these.
-        ray.data.from_blocks(in_blocks(columns, growth.cpus_for(len(pending))))
-        .map_batches(
-            partial(look_stage, config=config),
-            batch_format="pyarrow",
-            batch_size=None,  # the block: rows leave one by one as they are done
-            num_cpus=1,
-            max_retries=ATTEMPTS,
-        )
-        .map_batches(
-            FeatureStage,  # writes as well: a stage of its own for that would start more processes on each node
-            fn_constructor_args=(weights, features.backbone, features.precision, schema, settings, claim),
-            batch_format="pyarrow",
-            batch_size=VIDEOS_PER_PART,
-            **network_actors(config.feature_workers, len(pending), growth),
-        )
+    return through_actors(
+        in_blocks(pending.select(["video_id", "uri", "label"]), growth.cpus_for(len(pending))),
+        partial(look_stage, config=config),
+        FeatureStage,  # writes as well: a stage of its own for that would start more processes on each node
+        (weights, config.features.backbone, config.features.precision, schema, settings, claim),
+        VIDEOS_PER_PART,
+        config.feature_workers,
+        growth,
     )
-    with demand(growth, len(pending)):
-        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
 def look_stage(videos: pa.Table, config: Config) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ CKD (Li et al. 2022), figure 3. Nothing is kept of a run that is stopped; one th
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, Growth
-from raydistal.pipelines.streaming import crops_of, look_at_faces, parts_of, start_torch, use_gpu
+from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch, use_gpu, with_parts
 from raydistal.pipelines.telemetry import measured
 from raydistal.progress import Progress
 
@@ -95,7 +96,7 @@ class Asked(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Makes the maps on the connected Ray cluster, unless they are there; writes the page, returns the summary.
+    """Makes the maps on Ray, unless they are there; writes the page, returns the summary.
 
     Raises:
         UserError: no such detector, one that gives no maps, no crops, unfinished faces, a split without labelled
@@ -107,7 +108,7 @@ def run(config: Config) -> dict[str, Any]:
     asked = _asked(config)
     out = storage.absolute(config.out)
     with tables.sole_writer(out) as claim:
-        if not _is_there(out, asked):
+        if tables.read_info(storage.join(out, "heatmaps")).get("fingerprint") != tables.fingerprint(asked.settings):
             shown = _choose(config, asked.videos)
             rows = _look(config, asked, shown)
             claim.check()
@@ -118,20 +119,10 @@ def run(config: Config) -> dict[str, Any]:
     return counts | {"seconds": round(time.monotonic() - began, 1), "report": page}
 
 
-def is_looked(config: Config) -> bool:
-    """True if a run would only draw the page, which needs no cluster. Raises UserError as `run`."""
-    return _is_there(storage.absolute(config.out), _asked(config))
-
-
 def _about(asked: Asked) -> dict[str, Any]:
     datasets = sorted(set(asked.videos["dataset"].to_pylist()))
     told = {"datasets": datasets, "synthetic": schemas.SYNTHETIC in datasets}
     return told | {"location": asked.settings["data"], "num_videos": len(asked.videos)}
-
-
-def _is_there(out: str, asked: Asked) -> bool:
-    found = tables.read_info(storage.join(out, "heatmaps")).get("fingerprint")
-    return bool(found == tables.fingerprint(asked.settings))
 
 
 def _asked(config: Config) -> Asked:
@@ -144,16 +135,11 @@ def _asked(config: Config) -> Asked:
     names = storage.distinct_names("--detectors", config.detectors)
     detectors = [_told(location, name, videos) for location, name in zip(config.detectors, names, strict=True)]
     faces = tables.faces_info(config.data, with_crops=True)
-    part_V = parts_of(storage.join(config.data, "faces"), videos["video_id"])
-    if part_V.null_count:
-        raise UserError(
-            f"{part_V.null_count} videos of split {config.split!r} have no row in the faces of {config.data}. "
-            f"Run: raydistal extract --out {config.data}"
-        )
+    videos = with_parts(config.data, videos, f"split {config.split!r}")
     is_real = pc.equal(videos["label"], 0)
     slice_V = pc.if_else(is_real, "real", pc.fill_null(videos["method"], UNKNOWN))
-    videos = videos.select(["video_id", "dataset", "label", "group_id"])
-    videos = videos.append_column("slice", slice_V).append_column("part", part_V).sort_by("video_id").combine_chunks()
+    videos = videos.select(["video_id", "dataset", "label", "group_id", "part"])
+    videos = videos.append_column("slice", slice_V).sort_by("video_id").combine_chunks()
     settings = {
         "detectors": [[one["name"], one["location"], one["model_id"]] for one in detectors],
         "data": storage.absolute(config.data),
@@ -217,7 +203,7 @@ def _choose(config: Config, videos: pa.Table) -> dict[str, int]:
     return shown
 
 
-def slices(names: Any) -> list[str]:
+def slices(names: Iterable[str]) -> list[str]:
     """Sorted, real first."""
     return sorted(names, key=lambda name: (name != "real", name))
 
@@ -226,6 +212,7 @@ def _look(config: Config, asked: Asked, shown: dict[str, int]) -> list[dict[str,
     """Rows of HEATMAPS: of each detector the mean and the faces of each slice, in the order in which they are shown."""
     sums: dict[tuple[int, str], Sum] = defaultdict(Sum)
     single: dict[tuple[int, str], dict[str, Any]] = {}
+    connect()
     with Progress("heatmaps", len(asked.videos), unit="videos") as progress:
         for batch in _stream(config, asked, shown):
             rows = batch.to_pylist()

@@ -4,7 +4,6 @@ import dataclasses
 import posixpath
 import sys
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from raydistal import schemas, storage, tables
 from raydistal.datasets import layout, layouts, splits
@@ -50,11 +49,7 @@ class Config:
             raise UserError(f"--dataset {self.dataset!r} must not contain a slash")
         if min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
             raise UserError(f"--split {self.split} must be three shares, none negative, that sum to 1")
-        if storage.is_uri(self.videos) and "@" in urlsplit(self.videos).netloc:
-            raise UserError(
-                "--videos holds credentials, which would be written into the table; set them in the "
-                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-            )
+        storage.refuse_credentials("--videos", self.videos)
 
 
 def run(config: Config) -> dict[str, Any]:

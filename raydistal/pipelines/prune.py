@@ -137,8 +137,7 @@ def _faces(config: Config, size_px: int) -> tuple["Source", dict[str, pa.Table]]
     columns = ["video_id", "label", "method", "split"]
     videos = tables.read_table(config.manifest or storage.join(config.data, "videos"), "index", columns)
     videos = videos.filter(pc.equal(videos["split"], "train")).filter(pc.field("label").is_valid())
-    is_out = pc.is_in(videos["method"], value_set=pa.array(config.limits.leave_out, pa.string()))
-    videos = videos.filter(pc.or_(pc.invert(is_out), pc.equal(videos["label"], 0))).combine_chunks()
+    videos = train.without_fakes(videos, config.limits.leave_out).combine_chunks()
     faces = choose(list_faces(config.data, videos), config.limits, config.seed)
     calibration = choose(faces, Limits(max_faces=config.calibration), config.seed)
     if min(tables.count_classes(calibration["label"])) == 0:
@@ -157,7 +156,7 @@ def _settings(config: Config, model_id: str, faces: dict[str, pa.Table]) -> dict
     return {
         "detector": model_id,
         **{name: getattr(config, name) for name in ("ratio", "of", "scope", "steps", "seed")},
-        **dataclasses.asdict(training.full_recipe()),
+        **training.full_recipe().settings(),
         "teaching": teaching if config.teaching.teachers else None,
         **{f"{name}_faces": fingerprint(examples) for name, examples in faces.items()},
     }

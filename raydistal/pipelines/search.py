@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import teach
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.live import Live, grid
 from raydistal.pipelines.scaling import Budget, Growth, tell_wait
 from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
@@ -161,6 +161,7 @@ def run(config: Config) -> dict[str, Any]:
     settings = _settings(config, videos)
     with tables.sole_writer(place) as claim:
         known = _read_rows(place, settings)
+        connect()
         _keep_ranking(config, videos)
         _teach(config)
         job = _job(config, videos.filter(pc.equal(videos["split"], "val")))
@@ -234,7 +235,7 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
         "architecture": config.architecture,
         "input_px": detector.input_px,
         "weights_digest": state_digest(detector.state_dict()),
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipe.settings(),
         "teachers": sorted(teacher.model_id for teacher in find_teachers(config.teaching.teachers)),
         "teaching": {name: value for name, value in teaching.items() if name not in {*varied, "teachers"}},
         "pruning": dataclasses.asdict(config.pruning),
@@ -246,9 +247,8 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
 def _read_rows(place: str, settings: dict[str, Any]) -> list[Row]:
     """What earlier runs left. Raises UserError if it was made with other settings."""
     rows: list[Row] = []
-    for name in tables.part_names(place):
-        filesystem, path = storage.resolve(storage.join(place, name))
-        table = pq.read_table(path, filesystem=filesystem)
+    names = tables.part_names(place)
+    for name, table in zip(names, tables.read_parts(place, names), strict=True):
         tables.refuse_other_config(place, name, json.loads(table.schema.metadata[b"raydistal"]), settings)
         rows += table.to_pylist()
     return rows

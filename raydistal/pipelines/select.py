@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
-from raydistal.pipelines.streaming import ATTEMPTS
+from raydistal.pipelines.connection import connect
+from raydistal.pipelines.streaming import ATTEMPTS, num_cpus
 from raydistal.progress import Progress
 from raydistal.selection.ranking import Arrange
 from raydistal.selection.uncertainty import Strategy
@@ -106,12 +107,6 @@ def run(config: Config) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "table": place["distilled"],
     }
-
-
-def is_ranked(config: Config) -> bool:
-    """True if a run would only cut the ranking that is there, which needs no cluster. Raises UserError as `run`."""
-    settings = _settings(config, _videos(config))
-    return _is_current(storage.join(config.out, "ranking"), settings["ranking"])
 
 
 def _videos(config: Config) -> pa.Table:
@@ -351,12 +346,12 @@ def _over_parts(
     The first of the arguments is a table of videos; the function gets those of the task, and others have no part in it.
     With `write_to` (a table and its config) the rows become a part of that table, and only video_id comes back.
     """
+    connect()
     import ray
 
     location = storage.absolute(storage.join(config.out, "faces"))
     names = tables.part_names(location)
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    num_tasks = min(len(names), max(4 * num_cpus, len(names) // PARTS_PER_TASK))
+    num_tasks = min(len(names), max(4 * num_cpus(), len(names) // PARTS_PER_TASK))
     columns = ["video_id", "frame_index", *(["feature"] if with_features else [])]
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(_over_some_parts)
     shared = ray.put((function, arguments, write_to))  # once, not with every task

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.compression.teaching import Teacher, find_teachers
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, Growth
 from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch, use_gpu
 from raydistal.pipelines.telemetry import measured
@@ -88,7 +88,7 @@ class Work(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Fills the tables, on the connected Ray cluster, and returns the job's summary.
+    """Fills the tables, on Ray if anything is missing, and returns the job's summary.
 
     Raises:
         UserError: no such detector, an exported one, no crops, unfinished faces, an empty split, a crop that is no
@@ -107,12 +107,6 @@ def run(config: Config) -> dict[str, Any]:
     return {"teachings": told, "seconds": round(time.monotonic() - began, 1)}
 
 
-def is_taught(config: Config) -> bool:
-    """True if there is nothing to look at, which needs no cluster. Raises UserError as `run`."""
-    work = _work(config)
-    return not any(work.missing(teaching) for teaching in work.teachings)
-
-
 def _work(config: Config) -> Work:
     teachers = find_teachers(config.teachers)
     info = tables.faces_info(config.data, with_crops=True)
@@ -127,7 +121,7 @@ def _work(config: Config) -> Work:
     teachings = []
     for teacher in teachers:
         location, settings = teacher.table(storage.absolute(config.data)), teacher.settings(info)
-        with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
+        with ThreadPoolExecutor(tables.READERS) as pool:  # many small reads: the wait is the store's latency
             there = dict(zip(names, pool.map(partial(_read, location, settings), names), strict=True))
         teachings.append(TeacherTable(teacher, location, settings, there))
 
@@ -143,9 +137,8 @@ def _work(config: Config) -> Work:
 
 def _read(location: str, settings: dict[str, Any], name: str) -> Frames:
     """What a part holds; {} if it is not there, not readable to the end, or made with other settings."""
-    filesystem, path = storage.resolve(storage.join(location, name))
     try:
-        rows = pq.read_table(path, columns=["video_id", "frame_index"], filesystem=filesystem)
+        rows = tables.read_part(location, name, ["video_id", "frame_index"])
     except (FileNotFoundError, pa.ArrowInvalid):
         return {}
     return _frames(rows) if json.loads(rows.schema.metadata[b"raydistal"]) == settings else {}
@@ -183,6 +176,7 @@ def _teach(config: Config, teachings: list[TeacherTable], work: Work, claim: tab
     write_complete(names)  # those that nobody looks at
     if not len(videos):
         return
+    connect()
     with Progress("teach", len(videos), unit="videos") as progress:
         total = 0
         for rows in _stream(config, videos, detectors):

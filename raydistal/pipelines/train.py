@@ -33,6 +33,7 @@ from raydistal.detector import adapters
 from raydistal.detector.examples import Limits
 from raydistal.detector.recipes import RECIPES, Recipe
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, tell_wait
 from raydistal.pipelines.streaming import use_gpu
 from raydistal.progress import Progress
@@ -223,9 +224,7 @@ def _videos(config: Config) -> pa.Table:
         raise UserError(f"--leave-out: no fakes of {unknown[0]!r} there. Methods: {', '.join(methods) or 'none'}")
     train = tables.read_table(config.manifest, "select", columns) if config.manifest else all_
     train, val = (table.filter(pc.equal(table["split"], split)) for table, split in ((train, "train"), (all_, "val")))
-    videos = pa.concat_tables([train, val]).filter(pc.field("label").is_valid())
-    is_out = pc.is_in(videos["method"], value_set=pa.array(leave_out, pa.string()))
-    videos = videos.filter(pc.or_(pc.invert(is_out), pc.equal(videos["label"], 0)))
+    videos = without_fakes(pa.concat_tables([train, val]).filter(pc.field("label").is_valid()), leave_out)
     shared = set(train["group_id"].to_pylist()) & set(val["group_id"].to_pylist())
     if shared:
         raise UserError(
@@ -233,6 +232,12 @@ def _videos(config: Config) -> pa.Table:
             "people it learnt from. Make the splits with raydistal index, or mend the manifest."
         )
     return videos.combine_chunks()
+
+
+def without_fakes(videos: pa.Table, methods: Sequence[str]) -> pa.Table:
+    """`videos` (label, method and others), all labelled, without the fakes of these methods."""
+    is_out = pc.is_in(videos["method"], value_set=pa.array(methods, pa.string()))
+    return videos.filter(pc.or_(pc.invert(is_out), pc.equal(videos["label"], 0)))
 
 
 def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
@@ -313,7 +318,7 @@ def result_settings(
         "architecture": config.architecture,
         "input_px": detector.input_px,
         "weights_digest": state_digest(detector.state_dict()),
-        **dataclasses.asdict(config.full_recipe()),
+        **config.full_recipe().settings(),
         "robust": config.robust,
         "seed": config.seed,
         "trainable": None if config.trainable == "all" else config.trainable,  # as in detectors from before there was
@@ -489,6 +494,7 @@ def _ahead(chunks: Iterator["Batch"]) -> Iterator["Batch"]:
 
 def _in_workers(job: Job) -> None:
     """Ray Train starts the workers, again when some are lost; what they tell comes through an actor."""
+    connect()
     import ray
     import ray.train
     from ray.data._internal.stats import get_or_create_stats_actor

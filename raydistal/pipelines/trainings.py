@@ -15,6 +15,7 @@ from raydistal import storage
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import evaluate, train
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import LOOK_EVERY_S, UNLIMITED, Budget, Growth, tell_wait
 from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
 from raydistal.progress import Progress
@@ -80,7 +81,7 @@ class Training:
 
 
 def train_all(verb: str, configs: Sequence[train.Config], training: Training, budget: Budget = UNLIMITED) -> None:
-    """Runs all of them, as many at once as the connected cluster has room for; `verb` is named in the progress.
+    """Runs all of them, as many at once as the cluster has room for; `verb` is named in the progress.
 
     Every training gets `training.cpus` CPUs as threads and, where there are GPUs, one; its own `compute` is not looked
     at. Those that wait make a cluster grow, up to the nodes of the budget.
@@ -88,6 +89,7 @@ def train_all(verb: str, configs: Sequence[train.Config], training: Training, bu
     Raises:
         UserError: as `train.fit`; the trainings that run are stopped, those that are finished stay.
     """
+    connect()
     import ray
     from ray.exceptions import RayTaskError
 

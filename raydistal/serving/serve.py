@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.serving.settings import App
 
 NAME = "raydistal"
@@ -43,11 +44,13 @@ def check(config: Config) -> None:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Serves on the connected cluster until Ctrl-C or SIGTERM, then ends what it started.
+    """Serves on the Ray cluster until Ctrl-C or SIGTERM, then ends what it started.
 
     Raises:
         UserError: as `check`, or the cluster serves something else.
     """
+    check(config)
+    connect()
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
