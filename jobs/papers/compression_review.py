@@ -35,6 +35,7 @@ from raydistal import cli, storage, tables
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import evaluate, export, prune, train
+from raydistal.pipelines.streaming import use_gpu
 from raydistal.pipelines.trainings import Training, train_all
 
 RECIPES = ("BL", "CPF", "KD-small", "CQ", "TL+FT", "TL+FT+Q", "TL+adapter")
@@ -148,7 +149,7 @@ def run(config: Config) -> dict[str, Any]:
     made = [config.trainings(seed) for seed in seeds]
     train_all("review BL", [one.pop("BL") for one in made], training)
     rest = [one for by_recipe in made for one in by_recipe.values()]
-    train_all("review KD, TL", rest, training.device, training.cpus)
+    train_all("review KD, TL", rest, training)
     for seed in seeds:
         _on_cluster(prune.run, config.to_prune(seed), training.device)
         for recipe, data in (("BL", config.source), ("TL+FT", config.target)):
@@ -167,9 +168,8 @@ def _on_cluster(work: Callable[[Any], dict[str, Any]], config: object, device: s
     """In a task, as the driver may have no GPU."""
     import ray
 
-    use_gpu = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     try:
-        ray.get(ray.remote(num_cpus=1, num_gpus=int(use_gpu))(work).remote(config))
+        ray.get(ray.remote(num_cpus=1, num_gpus=int(use_gpu(device)))(work).remote(config))
     except UserError as error:  # from a worker, with its traceback
         raise getattr(error, "cause", error) from None
 
