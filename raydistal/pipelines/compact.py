@@ -28,7 +28,7 @@ class Config:
     table: str
     """A `faces` table (RUN/faces) or one of `scores`, finished or not; local or s3://..."""
     part_mib: int = 64
-    """Size of the new parts. With crops, training reads a part for every 1024 faces, so larger ones several times."""
+    """Size of the new parts, in MiB. Training reads a part for every 1024 faces, so a larger part several times."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.part_mib <= 1024:

@@ -61,11 +61,12 @@ class Config:
     """Folder to write: OUT/verdicts, OUT/verdicts.csv, and what was found in each one in OUT/results."""
     examination: examine.Settings = field(default_factory=examine.Settings)
     heatmaps: bool = False
-    """Also show where in a face the detector sees the fake. An exported one needs the one that it was made from."""
+    """Also draw which parts of a face make the detector call it fake. An exported detector needs the one that it was
+    exported from."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if there are any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if there are any now; cuda: GPUs, even if their nodes have yet to start."""
     num_workers: int = 0
-    """Videos examined at once on a cluster; 0: one per CPU, or 8 per GPU. This process does one or two by itself."""
+    """Videos examined at once on a cluster. 0: one per CPU, or 8 per GPU. One or two videos need no cluster."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:

@@ -38,30 +38,30 @@ NUM_NAMED = 3  # offenders in a message
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Measure detectors on the faces of runs."""
+    """Evaluate detectors on the faces of runs."""
 
     detectors: tuple[str, ...]
     """Detector directories, trained or exported, local or s3://..."""
     data: tuple[str, ...]
-    """Run folders with the tables videos and faces. Every detector is measured on every run."""
+    """Run folders with the tables videos and faces. Every detector is evaluated on every run."""
     out: str
     """Folder to write: OUT/scores, OUT/metrics, OUT/report."""
     split: str = "test"
-    """Videos to measure on. Refused if a detector knows some of them, or their groups, from its training."""
+    """Split to evaluate on. Refused if a detector was trained or validated on some of its videos or groups."""
     aggregate: Literal["mean", "max", "confident"] = "mean"
-    """How the frames of a video become one probability; confident: as the winner of the DFDC."""
+    """How the probabilities of frames become that of a video; confident: as the winner of the DFDC did it."""
     no_face: Literal["unsure", "skip"] = "unsure"
-    """Videos without a usable face. unsure: probability 0.5, and an error wherever it is decided; skip: left out."""
+    """Videos without a usable face. unsure: probability 0.5, an error at any threshold; skip: leave them out."""
     bootstrap: int = 1000
-    """Resamples of groups, for the 95 % intervals. 0: none."""
+    """Bootstrap resamples of groups, for 95 % intervals. 0: no intervals."""
     seed: int = 0
-    """Of the resamples."""
+    """Seed of the resamples."""
     num_workers: int = 0
-    """Processes that run the detectors; 0: one per GPU, without GPUs one per node."""
+    """Processes that run the detectors. 0: one per GPU, or without GPUs one per node."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if the cluster has any now; cuda: GPUs, even if their nodes have yet to start."""
     batch_size: int = 64
-    """Faces that go through a network together."""
+    """Faces per forward pass."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:

@@ -47,9 +47,9 @@ class Faces:
     detector: str = "haar"
     """haar, none (the whole frame is the face), or the path of a YuNet ONNX model."""
     scale_factor: float = 1.2
-    """Haar: step between the face sizes searched. Larger is faster and finds less."""
+    """Haar: factor between the face sizes searched. Larger is faster and misses more faces."""
     min_neighbors: int = 5
-    """Haar: detections that must agree on a face. Larger finds fewer false faces."""
+    """Haar: overlapping detections that make a face. Larger gives fewer false positives."""
     min_face: float = 0.1
     """Smallest face, as a fraction of the frame's height."""
     margin: float = 0.3
@@ -57,10 +57,10 @@ class Faces:
     size_px: int = 299
     """Side of the square crop."""
     crops: str = "png"
-    """Crops kept in the table: png (lossless), jpeg:QUALITY, or none."""
+    """Format of the crops in the table: png (lossless), jpeg:QUALITY, or none."""
     equalize: str = ""
-    """SIZE:QUALITY, such as 512:90: first make all frames squares of that many pixels, once compressed as JPEG. For
-    datasets whose real and fake files differ in size or format, which a detector would learn instead."""
+    """SIZE:QUALITY, such as 512:90: first resize every frame to a square of SIZE pixels and compress it as JPEG. For
+    datasets whose real and fake files differ in size or format, which a detector would learn to tell apart."""
 
     def __post_init__(self) -> None:
         crop.check_format(self.crops)
@@ -81,33 +81,33 @@ class Features:
     weights: str = "imagenet"
     """imagenet, random, or the path or URI of a state dict."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the device computes it natively."""
+    """auto: bfloat16 where the device supports it natively."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Decode, crop and feature every video of a run."""
+    """Decode every video of a run, crop its faces and compute their features."""
 
     out: str
     """Run folder, local or s3://...: reads OUT/videos, writes OUT/faces."""
     manifest: str = ""
-    """Another `videos` table to read, such as the distilled one of another run."""
+    """Table of videos to read instead of OUT/videos, such as the distilled set of another run."""
     sample: str = "even:10"
-    """Frames looked at: even:N, every:N, random:N or fps:R; at most 1000 of a video."""
+    """Frames to sample: even:N, every:N, random:N or fps:R; at most 1000 per video."""
     sample_fake: str = ""
-    """The same for videos labelled fake; default: as --sample."""
+    """Frames to sample from videos labelled fake; default: as --sample."""
     faces: Faces = field(default_factory=Faces)
     features: Features = field(default_factory=Features)
     feature_workers: int = 0
-    """Processes that run the backbone; 0: one per GPU, without GPUs one per node."""
+    """Processes that run the backbone. 0: one per GPU, or without GPUs one per node."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if the cluster has any now; cuda: GPUs, even if their nodes have yet to start."""
     timeout_s: float = 300
-    """Seconds that one video may take."""
+    """Time limit per video, in seconds."""
     memory_mib: int = 2048
-    """Memory that the decoding of one video may take, in MiB."""
+    """Memory limit for decoding one video, in MiB."""
     retry_failed: bool = False
-    """Do videos again that failed (decode_error, crashed, timeout) in an earlier run."""
+    """Process videos again that failed (decode_error, crashed, timeout) in an earlier run."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:

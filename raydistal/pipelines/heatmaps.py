@@ -51,27 +51,27 @@ PARTIAL = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Show where in a face detectors find what speaks for fake."""
+    """Show which parts of a face make detectors call it fake."""
 
     detectors: tuple[str, ...]
-    """Detector directories, local or s3://... An exported one is explained by the detector that it was made from."""
+    """Detector directories, local or s3://... An exported one is explained by the one that it was exported from."""
     data: str
     """Run folder with the tables videos and faces."""
     out: str
     """Folder to write: OUT/heatmaps, OUT/report."""
     split: str = "test"
-    """Videos whose faces are looked at."""
+    """Split whose faces are analysed."""
     faces: int = 18
-    """Faces shown one by one, as many real ones as of each method, of as many groups as can be. The means are over all
-    faces of the split."""
+    """Faces shown one by one: as many real ones as of each method, from as many groups as possible. The mean maps are
+    over all faces of the split."""
     seed: int = 0
-    """Of the choice of these."""
+    """Seed of the choice of these faces."""
     num_workers: int = 0
-    """Processes that run the detectors; 0: one per GPU, without GPUs one per node."""
+    """Processes that run the detectors. 0: one per GPU, or without GPUs one per node."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if the cluster has any now; cuda: GPUs, even if their nodes have yet to start."""
     batch_size: int = 64
-    """Faces that go through a network together."""
+    """Faces per forward pass."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:

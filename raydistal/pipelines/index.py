@@ -12,7 +12,7 @@ from raydistal.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which videos there are, what is known of them, and how they are split."""
+    """List the videos of a dataset with their labels, methods, groups and splits."""
 
     videos: str
     """Folder or URI of the dataset, or a manifest (.csv, .parquet)."""
@@ -34,13 +34,13 @@ class Config:
         "synthbuster",
         "deepfakebench",
     ] = "auto"
-    """Arrangement of the files; auto finds it."""
+    """Layout of the dataset; auto detects it."""
     compression: str = ""
-    """FaceForensics++ only: raw (or c0), c23 or c40; default: c23, or the only one there."""
+    """FaceForensics++ only: raw (or c0), c23 or c40; default: c23, or the only one present."""
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
     """Shares of train, val and test for groups without an official split; they sum to 1."""
     seed: int = 0
-    """Decides which groups go where; the same seed and videos give the same splits."""
+    """Seed of the assignment of groups to splits; the same seed and videos give the same splits."""
 
     def __post_init__(self) -> None:
         if not self.videos or not self.out:

@@ -38,9 +38,9 @@ class Config:
     out: str
     """Run folder: writes OUT/videos, OUT/faces, OUT/distilled."""
     timeout_s: float = 300
-    """Seconds that one video may take."""
+    """Time limit per video, in seconds."""
     memory_mib: int = 2048
-    """Memory that the decoding of one video may take, in MiB."""
+    """Memory limit for decoding one video, in MiB."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:

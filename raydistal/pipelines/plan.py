@@ -42,27 +42,27 @@ STORE_SHARE = 4  # streaming lets decoded crops fill a quarter of the object sto
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Run a few videos through the stages of extract; say what all of them will take."""
+    """Run a sample of videos through extract; estimate time and cost for all of them."""
 
     out: str
     """Run folder, local or s3://...: reads OUT/videos, writes OUT/plan."""
     videos: str = ""
-    """Folder or manifest to index into OUT/videos first; default: that is done."""
+    """Folder or manifest to index into OUT/videos first; default: OUT/videos is there already."""
     total: int = 0
-    """Videos of the dataset that is planned for. 0: those of OUT/videos."""
+    """Number of videos to plan for. 0: those of OUT/videos."""
     num_videos: int = 0
-    """Videos to try. 0: one of a hundred, at least 32 and 4 for each CPU."""
+    """Videos to measure. 0: one in a hundred, at least 32 and 4 per CPU."""
     seed: int = 0
-    """Decides which."""
+    """Seed of the sample."""
     prices: str = ""
-    """TOML file with kinds of nodes and what they cost, as cluster/prices.toml; default: nodes as they are here."""
+    """TOML file with node types and their prices, as cluster/prices.toml; default: nodes like this cluster's."""
     nodes: tuple[int, ...] = (1, 4, 16)
-    """Numbers of nodes to tell about: of CPU nodes alone, and of GPU nodes with the CPU nodes that they need."""
+    """Cluster sizes to estimate: of CPU nodes alone, and of GPU nodes with the CPU nodes that keep them busy."""
     gpu_speedup: float = 0.0
-    """Where the cluster has no GPU: how much faster than all CPUs of one of its nodes one computes features. 0: not
-    known, and nothing is said of GPUs."""
+    """For a cluster without GPUs: how many times faster than all CPUs of one node a GPU computes features. 0: not
+    known; nothing is estimated for GPUs."""
     sample: str = "even:10"
-    """Frames looked at, as for extract; also of fakes."""
+    """Frames to sample, as for extract; the same for real and fake videos."""
     faces: extract.Faces = field(default_factory=extract.Faces)
     features: extract.Features = field(default_factory=extract.Features)
 

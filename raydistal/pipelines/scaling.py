@@ -24,15 +24,15 @@ LOOK_EVERY_S = 5.0  # as the autoscaler does; Ray Data overwrites what is asked 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a job may take. What it has finished when it must stop is kept: the same command goes on."""
+    """Limits of a job. Finished work is kept when it stops: the same command resumes it."""
 
     max_hours: float = 0.0
-    """Hours after which it stops. 0: no limit."""
+    """Stop after this many hours. 0: no limit."""
     max_nodes: int = 0
-    """Nodes, with the head, up to which it makes an autoscaling cluster grow. 0: as far as the cluster may."""
+    """Nodes, including the head, that an autoscaling cluster may grow to. 0: the cluster's own limit."""
     idle_minutes: float = 0.0
-    """Minutes without a sign of progress after which it stops: a video, a batch, the epoch of a trial, a training of
-    several. 0: it waits for ever, such as for nodes that never come."""
+    """Stop after this many minutes without progress: no finished video, batch, epoch of a trial or training of several.
+    0: wait for ever, even for nodes that never come."""
 
     def __post_init__(self) -> None:
         if min(self.max_hours, self.max_nodes, self.idle_minutes) < 0:

@@ -59,27 +59,27 @@ class Config:
     out: str
     """Folder for the trials, their detectors and the report."""
     architecture: str
-    """Such as efficientnet_lite0, mobilenetv3_small; or timm:NAME."""
+    """Network, such as efficientnet_lite0, mobilenetv3_small, or timm:NAME."""
     space: tuple[str, ...]
     """What to vary: data, prune, alpha, temperature, kd_weight, tau, negatives or bits, each as NAME=VALUE,VALUE...,
     NAME=LOW..HIGH or NAME=LOW..HIGH:STEP, such as alpha=0,0.25,0.5,0.75,1 prune=0.2..0.6 bits=32,8."""
     strategy: Literal["grid", "tpe", "pareto", "bisect"] = "grid"
-    """grid: every point; tpe: where the metric promises to be best; pareto: metric against --cost and share of data;
+    """grid: every point; tpe: Bayesian optimization of the metric; pareto: the metric against --cost and share of data;
     bisect: the largest prune ratio that keeps --floor, or the smallest share of data that is as good as all of it."""
     num_trials: int = 30
-    """Points of tpe and pareto."""
+    """Points that tpe and pareto try."""
     seeds: int = 1
     """Trainings of each point."""
     metric: Literal["accuracy", "auc"] = "accuracy"
-    """What is to be high; on the faces of val, data bisection on its videos."""
+    """Metric to maximize, on the faces of val; for a bisection over data, on its videos."""
     cost: Literal["size_mb", "macs", "num_params"] = "size_mb"
-    """What is to be low."""
+    """Cost to minimize."""
     floor: float = 0.0
-    """Of bisect prune: what the metric must not fall below; 0.9 is 90 points."""
+    """For a bisection over prune: the lowest metric allowed; 0.9 is 90 points."""
     margin: float = 0.02
-    """Of bisect data: what may be lost against all of the data to count as non-inferior; 0.02 is 2 points."""
+    """For a bisection over data: non-inferiority margin against all of the data; 0.02 is 2 points."""
     stop_early: bool = False
-    """Of grid and tpe: stop trainings that fall behind others (ASHA)."""
+    """For grid and tpe: stop trainings that fall behind others (ASHA)."""
     gpus: float = 1.0
     """Share of a GPU of each trial, if the cluster has any: with 0.25, four trials use one."""
     training: Training = field(default_factory=Training)

@@ -46,23 +46,25 @@ class Config:
     out: str
     """Run folder: reads OUT/videos and OUT/faces, writes the other tables beside them."""
     manifest: str = ""
-    """Another `videos` table to choose from; default: OUT/videos."""
+    """Table of videos to choose from instead of OUT/videos."""
     ratio: float = 0.2
     """Share of the videos to keep (K_dist = r % of K)."""
     frames: int = 500
-    """Representative frames to find, half of each class (E)."""
+    """Representative frames to select, half of each class (E)."""
     strategy: Strategy = "entropy"
-    """What makes a frame worth having. random is the baseline to hold every other against."""
+    """How frames are scored. random is the baseline to compare the others with."""
     arrange: Arrange = "frequency"
-    """frequency: as in the paper; balanced: real and fake in turn; groups: a real and its fakes stay together."""
+    """frequency: as in the paper; balanced: real and fake videos alternate; groups: a real video and its fakes stay
+    together."""
     rounds: int = 1
-    """1: as in the paper; more: retrain on what was selected so far, score the rest, select again."""
+    """Rounds of active learning. 1: as in the paper; more: retrain the probe on the frames selected so far, score the
+    rest and select again."""
     split: str = "train"
-    """The split that is distilled; the others are for measuring."""
+    """Split to distil; the others are kept for evaluation."""
     folds: int = 5
-    """Probes, each blind to one part of the groups, which it scores."""
+    """Cross-validation folds: each probe scores the groups that it was not trained on."""
     seed: int = 0
-    """Of random choices."""
+    """Seed of all random choices."""
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:

@@ -36,9 +36,9 @@ class Config:
     out: str
     """File to write, such as set.parquet; local or s3://..."""
     manifest: str = ""
-    """Another table of videos to share than RUN/distilled."""
+    """Table of videos to share instead of RUN/distilled."""
     also: tuple[Literal["val", "test"], ...] = ()
-    """Splits of RUN/videos that go along whole, for those who want to choose and measure as you did."""
+    """Splits of RUN/videos to include whole, so that others can validate and test as you did."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:

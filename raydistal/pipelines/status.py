@@ -36,7 +36,7 @@ POINT = ("set", "data", "prune", "alpha", "temperature", "kd_weight", "tau", "ne
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """See how far a job is, by its folder alone: while it runs, and after."""
+    """Show how far a job is, from its folder alone, while it runs and afterwards."""
 
     out: str
     """The --out of a verb, local or s3://...: a run, a detector, a search, an evaluation, a comparison, verdicts."""

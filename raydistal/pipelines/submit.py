@@ -43,11 +43,11 @@ class Config:
     address: str = ""
     """Ray's dashboard; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS or http://127.0.0.1:8265."""
     env: tuple[str, ...] = ()
-    """Variable for the job: NAME, with its value here, or NAME=VALUE. No other is sent."""
+    """Environment variable for the job: NAME, with its value here, or NAME=VALUE. No other is sent."""
     wait: bool = True
-    """Follow the log to the end, leave as the job leaves; otherwise only print its id."""
+    """Follow the log to the end and exit as the job does; otherwise only print its id."""
     follow: str = ""
-    """Id of a job that is there already: follow that one, after the connection was lost."""
+    """Id of a submitted job to follow, for example after the connection was lost."""
 
     def __post_init__(self) -> None:
         if bool(self.command) == bool(self.follow):

@@ -40,20 +40,20 @@ Frames = dict[str, list[int]]  # of each video of a part, by its video_id, in th
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Let teachers look at the faces of a run, for trainings without augmentation."""
+    """Store what teachers say of a run's faces, for training without augmentation."""
 
     teachers: tuple[str, ...]
     """Detector directories, local or s3://..."""
     data: str
     """Run folder with the tables videos and faces; RUN/teaching is written."""
     split: str = "train"
-    """Videos to look at; those of other splits that were looked at before are kept."""
+    """Split to process; what was stored of other splits before is kept."""
     num_workers: int = 0
-    """Processes that run the teachers; 0: one per GPU, without GPUs one per node."""
+    """Processes that run the teachers. 0: one per GPU, or without GPUs one per node."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if the cluster has any now; cuda: GPUs, even if their nodes have yet to start."""
     batch_size: int = 64
-    """Faces that go through a network together."""
+    """Faces per forward pass."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:

@@ -62,11 +62,11 @@ class Compute:
     """Where the training runs."""
 
     num_workers: int = 0
-    """Processes of Ray Train that share each batch, one GPU each if there are any; 0: in this process, without Ray."""
+    """Ray Train workers that share each batch, each on a GPU if there are any. 0: train in this process without Ray."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda where available."""
     faces_at_once: int = 0
-    """Faces that go through the network together; gradients of a batch are summed. 0: the whole batch of a worker."""
+    """Faces per forward pass; gradients are accumulated over a batch. 0: the whole batch of a worker."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 0 or self.faces_at_once < 0:
@@ -82,30 +82,30 @@ class Config:
     out: str
     """Detector directory to write."""
     manifest: str = ""
-    """Learn from the training videos of this table only, such as RUN/distilled; val is always that of the run."""
+    """Train only on the training videos of this table, such as RUN/distilled; val is always that of the run."""
     architecture: str = "efficientnet_b0"
-    """Such as xception, densenet121, efficientnet_b0, efficientnet_lite0, mobilenetv3_small; or timm:NAME."""
+    """Network, such as xception, densenet121, efficientnet_b0, efficientnet_lite0, mobilenetv3_small, or timm:NAME."""
     weights: str = "imagenet"
-    """What it starts from: imagenet, random, a file or URI, or another detector directory."""
+    """Initial weights: imagenet, random, a file or URI, or another detector directory."""
     recipe: str = "thesis"
-    """How it learns: thesis, finetune, deepdistal or ckd-vanilla."""
+    """Training recipe: thesis, finetune, deepdistal or ckd-vanilla."""
     epochs: int = 0
-    """Instead of the recipe's number. 0: the recipe's."""
+    """Number of epochs. 0: the recipe's."""
     batch_size: int = 0
-    """Faces per step, of all workers together. 0: the recipe's."""
+    """Faces per step, over all workers. 0: the recipe's."""
     learning_rate: float = 0.0
-    """0: the recipe's."""
+    """Highest learning rate of the schedule. 0: the recipe's."""
     input_px: int = 0
-    """Side of the picture that the network sees. 0: the architecture's."""
+    """Side of the network's input, in pixels. 0: the architecture's."""
     robust: bool = False
-    """Also learn from blurred, scaled and recompressed faces."""
+    """Also augment with blur, rescaling and recompression."""
     limits: Limits = field(default_factory=Limits)
     teaching: Teaching = field(default_factory=Teaching)
     trainable: str = "all"
-    """What is trained: all, head, last:K groups of layers, or adapters: lora:R, bottleneck:R."""
+    """Parameters to train: all, head, last:K (groups of layers), or an adapter: lora:R or bottleneck:R."""
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
-    """Of the new layer, the order, the augmentation and the choice of faces."""
+    """Seed of the new layer, the order of faces, the augmentation and the choice of faces."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:

@@ -28,24 +28,24 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How every detector is trained."""
+    """Training of every detector."""
 
     weights: str = "imagenet"
-    """What it starts from: imagenet, random, a file or URI, or another detector directory."""
+    """Initial weights: imagenet, random, a file or URI, or another detector directory."""
     recipe: str = "thesis"
-    """How it learns: thesis, finetune, deepdistal or ckd-vanilla."""
+    """Training recipe: thesis, finetune, deepdistal or ckd-vanilla."""
     epochs: int = 0
-    """Instead of the recipe's number. 0: the recipe's."""
+    """Number of epochs. 0: the recipe's."""
     batch_size: int = 0
     """Faces per step. 0: the recipe's."""
     learning_rate: float = 0.0
-    """0: the recipe's."""
+    """Highest learning rate of the schedule. 0: the recipe's."""
     input_px: int = 0
-    """Side of the picture that the network sees. 0: the architecture's."""
+    """Side of the network's input, in pixels. 0: the architecture's."""
     device: Device = "auto"
     """auto: a GPU for each training if the cluster has any."""
     cpus: int = 1
-    """CPUs of each training. More: fewer run at once, which takes less memory."""
+    """CPUs per training. With more, fewer trainings run at once, which takes less memory."""
 
     def __post_init__(self) -> None:
         if self.cpus < 1:

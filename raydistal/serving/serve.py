@@ -19,13 +19,13 @@ OPEN_TO_ALL = ("0.0.0.0", "::")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Serve a web app: upload a video, see what the detector says of its faces."""
+    """Serve a web app: upload a video, see whether the detector calls its faces fake."""
 
     app: App
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0: all of this machine. There is no login: see docs/serve.md."""
     port: int = 8000
-    """To listen on."""
+    """Port to listen on."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
