@@ -493,16 +493,53 @@ def _ahead(chunks: Iterator["Batch"]) -> Iterator["Batch"]:
 
 
 def _in_workers(job: Job) -> None:
-    """Ray Train starts the workers, again when some are lost; what they tell comes through an actor."""
+    """In processes that Ray Train starts, again when some are lost; what they tell comes through an actor."""
     connect()
     import ray
-    import ray.train
     from ray.data._internal.stats import get_or_create_stats_actor
-    from ray.exceptions import RayError
-    from ray.train.torch import TorchTrainer
 
     # One per cluster, for ever, on the node where Ray Data was first used: a worker's would never be given back.
     get_or_create_stats_actor()
+    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))  # what Ray knows of a killed run misleads it
+    # Without it workers would start again for ever: it comes back, and only forgets how often they started.
+    board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+    with _progress(job, _go_on(job)) as progress, _showing(board, progress):
+        _run_workers(job, board)
+    if trouble := ray.get(board.trouble.remote()):
+        raise trouble
+    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))
+
+
+@contextlib.contextmanager
+def _showing(board: Any, progress: Progress) -> Iterator[None]:
+    """Passes on to the progress what the workers tell the board."""
+    import ray
+
+    stop = threading.Event()
+
+    def watch() -> None:
+        is_last = False
+        while not is_last:
+            is_last = stop.wait(1.0)
+            for num, note in ray.get(board.take.remote()):
+                progress.advance(num, note)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _run_workers(job: Job, board: Any) -> None:
+    """Runs `_worker` in all processes to the end. Ctrl-C ends them."""
+    import ray
+    import ray.train
+    from ray.exceptions import RayError
+    from ray.train.torch import TorchTrainer
+
     controllers: list[Any] = []
 
     class Trainer(TorchTrainer):
@@ -514,9 +551,6 @@ def _in_workers(job: Job) -> None:
     on_gpu = use_gpu(compute.device)
     tell_wait("train", {"GPU": compute.num_workers} if on_gpu else {"CPU": CPUS_PER_TASK * (compute.num_workers + 1)})
     filesystem, path = storage.resolve(job.claim.location)
-    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))  # what Ray knows of a killed run misleads it
-    # Without it workers would start again for ever: it comes back, and only forgets how often they started.
-    board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
     trainer = Trainer(
         _worker,
         train_loop_config={"job": ray.put(job), "board": board},
@@ -532,30 +566,12 @@ def _in_workers(job: Job) -> None:
             failure_config=ray.train.FailureConfig(max_failures=-1),  # the board ends what is hopeless
         ),
     )
-    stop = threading.Event()
-    with _progress(job, _go_on(job)) as progress:
-
-        def watch() -> None:
-            is_last = False
-            while not is_last:
-                is_last = stop.wait(1.0)
-                for num, note in ray.get(board.take.remote()):
-                    progress.advance(num, note)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            trainer.fit()
-        except KeyboardInterrupt:
-            with contextlib.suppress(RayError):  # it ends at that, and gives back what it asked the autoscaler for
-                ray.get([controller.abort.remote() for controller in controllers], timeout=5)
-            raise
-        finally:
-            stop.set()
-            watcher.join()
-    if trouble := ray.get(board.trouble.remote()):
-        raise trouble
-    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        with contextlib.suppress(RayError):  # it ends at that, and gives back what it asked the autoscaler for
+            ray.get([controller.abort.remote() for controller in controllers], timeout=5)
+        raise
 
 
 class Board:

@@ -42,7 +42,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-UNKNOWN = "there is no such video, or not any more"
 PROBLEMS: dict[int, str] = {
     400: "The file is empty, or did not come to its end.",
     403: "The request comes from a page of another site.",
@@ -73,7 +72,8 @@ def make(jobs: Jobs, about: answers.About) -> ASGIApp:
         lifespan=lifespan,
         exception_handlers={RequestValidationError: _on_wrong_parameter, Exception: _on_bug},
     )
-    _add_videos(api, jobs)
+    _add_upload(api, jobs)
+    _add_results(api, jobs)
     _add_rest(api, about)
     return _with_headers(api)
 
@@ -82,12 +82,7 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": answers.Problem, "description": PROBLEMS[code]} for code in codes}
 
 
-def _add_videos(api: FastAPI, jobs: Jobs) -> None:
-    def find(job_id: str) -> Job:
-        if job := jobs.find(job_id):
-            return job
-        raise HTTPException(404, UNKNOWN)
-
+def _add_upload(api: FastAPI, jobs: Jobs) -> None:
     @api.post(
         "/api/videos",
         status_code=202,
@@ -121,6 +116,13 @@ def _add_videos(api: FastAPI, jobs: Jobs) -> None:
             raise HTTPException(503, f"{error}: try again later", {"Retry-After": str(RETRY_AFTER_S)}) from None
         url = f"{request.scope.get('root_path', '')}/api/videos/{job.job_id}"
         return answers.Accepted(id=job.job_id, url=url, expires_at=_utc(job.expires_at))
+
+
+def _add_results(api: FastAPI, jobs: Jobs) -> None:
+    def find(job_id: str) -> Job:
+        if job := jobs.find(job_id):
+            return job
+        raise HTTPException(404, "there is no such video, or not any more")
 
     @api.get("/api/videos/{video_id}", summary="How far it is, and the result", responses=_problems(404, 422))
     async def status(video_id: str, response: Response) -> answers.Status:
