@@ -178,8 +178,8 @@ def _distilled(config: Config, asked: str, videos: pa.Table) -> tuple[str, pa.Ta
     row_N = pc.index_in(found["video_id"], value_set=videos["video_id"])
     if row_N.null_count:
         raise UserError(
-            f"{row_N.null_count} of the {len(found)} videos of {location} are no labelled training videos of "
-            f"{config.data}, so nothing there compares with them. Distil its split train: raydistal select"
+            f"{row_N.null_count} of the {len(found)} videos of {location} are not labelled training videos of "
+            f"{config.data}, whose full set they are to be compared with. Distil its split train: raydistal select"
         )
     if ratio is not None:
         return f"distill-{100 * ratio:g}", cut(found, videos, ratio, tables.read_info(location)["config"]["arrange"])

@@ -489,7 +489,7 @@ def _print(config: Config, about: dict[str, Any], rows: pa.Table) -> None:
         between = f"between {band.low:.2f} and {band.high:.2f}, or too few frames of a face"
         console.print(f"unsure: {between}. The detector cannot tell: look for yourself.")
     if about["data"].get("synthetic"):
-        console.print("This detector learnt from synthetic videos: what it says of others means nothing.")
+        console.print("This detector learnt from synthetic videos: its verdicts on others mean nothing.")
     folders = pc.drop_null(rows["folder"]).to_pylist()
     if folders:
         place = folders[0] if len(folders) == 1 else "results"

@@ -137,7 +137,7 @@ def _inputs(config: Config) -> tuple[list[Known], list[Data]]:
         about = checkpoint.read_about(location)  # its weights are read once, by those that work with them
         if lacking := {"threshold", "cost", "data"} - set(about):
             raise UserError(
-                f"{location} does not say its {' and '.join(sorted(lacking))} in {checkpoint.INFO}: make it by "
+                f"{location} does not say its {' and '.join(sorted(lacking))} in {checkpoint.INFO}: train it by "
                 "raydistal train"
             )
         detectors.append(Known(name, storage.absolute(location), about, checkpoint.model_id(about)))
@@ -164,9 +164,10 @@ def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:
 
 
 def _data(config: Config, location: str, name: str) -> Data:
-    videos = videos_to_test(tables.read_table(storage.join(location, "videos"), "index"), config.split, location)
+    columns = ["video_id", "dataset", "label", "method", "group_id", "split"]
+    videos = tables.read_table(storage.join(location, "videos"), "index", columns)
+    videos = videos_to_test(videos, config.split, location).drop_columns(["split"])
     info = tables.faces_info(location, with_crops=True)
-    videos = videos.select(["video_id", "dataset", "label", "method", "group_id"])
     videos = with_parts(location, videos, f"split {config.split!r}").sort_by("video_id").combine_chunks()
     return Data(name, storage.absolute(location), videos, info)
 
@@ -175,7 +176,9 @@ def _refuse_leaks(detector: Known, data: Data, split: str) -> None:
     """A detector is not tested on what it was fitted to, or its epoch and threshold chosen by, nor on their groups."""
     place = storage.join(detector.location, "trained_on")
     if not tables.read_info(place):
-        print(f"evaluate: {detector.name} does not tell what it was trained on: leaks go unseen", file=sys.stderr)
+        print(
+            f"evaluate: {detector.name} does not say what it was trained on, so leaks cannot be found", file=sys.stderr
+        )
         return
     learnt = tables.read_table(place, "train")
     for column, what in (("video_id", "videos"), ("group_id", "groups (people, or sources of fakes)")):

@@ -128,7 +128,8 @@ def _about(asked: Asked) -> dict[str, Any]:
 def _asked(config: Config) -> Asked:
     if storage.absolute(config.out) in map(storage.absolute, (*config.detectors, config.data)):
         raise UserError(f"--out {config.out} is one of the folders to read: its report would be lost. Use another.")
-    videos = tables.read_table(storage.join(config.data, "videos"), "index")
+    columns = ["video_id", "dataset", "label", "method", "group_id", "split"]
+    videos = tables.read_table(storage.join(config.data, "videos"), "index", columns)
     videos = videos.filter(pc.and_(pc.equal(videos["split"], config.split), pc.is_valid(videos["label"])))
     if not len(videos):
         raise UserError(f"split {config.split!r} of {config.data} has no labelled videos. See --split.")

@@ -42,10 +42,10 @@ class Budget:
         """Why a job must stop that began then; "" if it need not."""
         now = time.monotonic()
         if self.max_hours and now - began >= 3600 * self.max_hours:
-            return f"--max-hours {self.max_hours:g} are over"
+            return f"it reached --max-hours {self.max_hours:g}"
         last, what = progress.last_sign()
         if self.idle_minutes and now - max(last, began) >= 60 * self.idle_minutes:
-            return f"nothing came for --idle-minutes {self.idle_minutes:g} after {what or 'the start'}"
+            return f"it made no progress for --idle-minutes {self.idle_minutes:g} after {what or 'the start'}"
         return ""
 
 

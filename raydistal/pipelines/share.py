@@ -73,7 +73,7 @@ def run(config: Config) -> dict[str, Any]:
         )
     videos = videos.join(sources.drop_columns(["status", "error"]), "video_id", join_type="inner")
     if not len(videos):
-        raise UserError(f"none of the files of {chosen_by} can be read. Share where the dataset is.")
+        raise UserError(f"none of the files of {chosen_by} can be read. Run share where the dataset is.")
     shared = _with_faces(config, videos.combine_chunks(), faces, info["config"]["size_px"])
     content = manifest.to_bytes(shared, about)
     storage.write_bytes(config.out, content)

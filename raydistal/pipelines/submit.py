@@ -53,7 +53,7 @@ class Config:
         if bool(self.command) == bool(self.follow):
             raise UserError("say what to run: raydistal submit -- VERB OPTIONS, or which job to --follow; not both")
         if self.follow and (self.env or not self.wait):
-            raise UserError("--follow goes with --address only")
+            raise UserError("--follow can be combined with --address only")
         variables(self.env)
 
 
@@ -234,8 +234,8 @@ def _explained(url: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise UserError(
-            f"{url} wants another token. Set RAY_AUTH_MODE=token, and the cluster's token as RAY_AUTH_TOKEN or the "
-            "file that holds it as RAY_AUTH_TOKEN_PATH."
+            f"{url} does not accept the token. Set RAY_AUTH_MODE=token, and the cluster's token as RAY_AUTH_TOKEN or "
+            "the file that holds it as RAY_AUTH_TOKEN_PATH."
         ) from error
     except (ConnectionError, requests.ConnectionError) as error:
         raise UserError(

@@ -187,7 +187,7 @@ def _teach(config: Config, teachings: list[TeacherTable], work: Work, claim: tab
             total += len(rows["frame_index"].combine_chunks().flatten())
             progress.advance(len(rows), f"{total} faces")
     if said:
-        raise RuntimeError(f"{len(said)} parts of the faces were not told whole; run the same command again")
+        raise RuntimeError(f"{len(said)} parts of the faces came back incomplete; run the same command again")
 
 
 def _part(due: Frames, said: list[pa.Table], number: int, dim: int) -> pa.Table:
@@ -234,8 +234,8 @@ class TeachStage:
         num_V = pc.list_value_length(rows["frame_index"]).to_numpy()
         if len(lost := rows.filter(pa.array(num_V != rows["num_faces"].to_numpy()))):
             raise UserError(
-                f"crops of {lost['video_id'][0]} are no images: nobody can learn from them. Run raydistal extract with "
-                "another --out, or leave the video out of the run's videos."
+                f"crops of {lost['video_id'][0]} are not images, so nothing can be learnt from them. Run raydistal "
+                "extract with another --out, or leave the video out of the run's videos."
             )
         told = {"video_id": rows["video_id"], "frame_index": rows["frame_index"]}
         for number, (logit_N, embedding_ND) in enumerate(self._look(rows, int(num_V.sum()))):

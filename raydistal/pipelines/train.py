@@ -115,7 +115,9 @@ class Config:
             raise UserError("need --epochs, --batch-size, --learning-rate and --seed of 0 or more")
         adapters.check(self.trainable)
         if self.trainable != "all" and self.full_recipe().greedy:
-            raise UserError(f"--recipe {self.recipe} says itself which layers are trained when: use --trainable all")
+            raise UserError(
+                f"--recipe {self.recipe} has a schedule of its own for which layers are trained: use --trainable all"
+            )
         if self.compute.num_workers and (num_left := self.full_recipe().batch_size % self.compute.num_workers):
             raise UserError(
                 f"{self.compute.num_workers} workers cannot share a batch of {self.full_recipe().batch_size} evenly "
@@ -135,15 +137,18 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Staff:
-    """The teachers at hand: all look at every face, or all are heard from their tables."""
+    """The teachers of a training. Either all of them run on every face, or the outputs of all are read from tables."""
 
     teachers: Sequence[Teacher] = ()
     embedding_dims: Sequence[int] = ()
+    """Numbers in an embedding of each."""
     live: Sequence["Detector"] = ()
+    """The teachers that run; () if their outputs are read."""
     tables: Sequence[str] = ()
+    """Where the outputs of each are read from; () if they run."""
 
 
-NOBODY = Staff()
+NO_TEACHERS = Staff()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +226,7 @@ def _videos(config: Config) -> pa.Table:
     all_ = tables.read_table(storage.join(config.data, "videos"), "index", columns)
     methods, leave_out = sorted(set(all_["method"].to_pylist()) - {None}), config.limits.leave_out
     if unknown := sorted(set(leave_out) - set(methods)):
-        raise UserError(f"--leave-out: no fakes of {unknown[0]!r} there. Methods: {', '.join(methods) or 'none'}")
+        raise UserError(f"--leave-out: there are no fakes of {unknown[0]!r}. Methods: {', '.join(methods) or 'none'}")
     train = tables.read_table(config.manifest, "select", columns) if config.manifest else all_
     train, val = (table.filter(pc.equal(table["split"], split)) for table, split in ((train, "train"), (all_, "val")))
     videos = without_fakes(pa.concat_tables([train, val]).filter(pc.field("label").is_valid()), leave_out)
@@ -229,7 +234,7 @@ def _videos(config: Config) -> pa.Table:
     if shared:
         raise UserError(
             f"{len(shared)} groups are in both train and val, such as {min(shared)}: the detector would be measured on "
-            "people it learnt from. Make the splits with raydistal index, or mend the manifest."
+            "people it learnt from. Make the splits with raydistal index, or correct the manifest."
         )
     return videos.combine_chunks()
 
@@ -251,19 +256,26 @@ def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
     num_real, num_fake = tables.count_classes(train["label"])
     if not num_real or not num_fake:
         raise UserError(
-            f"no faces of one class to learn from: {num_real} real, {num_fake} fake in split train"
+            f"training needs faces of both classes, not {num_real} real and {num_fake} fake ones as in split train"
             f"{' of ' + config.manifest if config.manifest else ''}. Look at raydistal report --out {config.data}."
         )
     if len(train) < 2 * max(1, config.compute.num_workers):
         raise UserError(f"{len(train)} faces are too few for {config.compute.num_workers} workers")
     if len(set(val["label"].to_pylist())) < 2:
-        print("raydistal: no val faces of both classes: the last epoch is kept, the threshold is 0.5", file=sys.stderr)
+        print(
+            "train: val has not faces of both classes: the last epoch is kept, and the threshold is 0.5",
+            file=sys.stderr,
+        )
         val = val[:0]
     return {"train": train, "val": val}
 
 
 def _staff(config: Config, train: pa.Table) -> Staff:
-    """Looks for the teachers, and whether what they say of the faces `train` is there already."""
+    """Finds the teachers, and the tables with their outputs on all of the faces `train`, if these may be used.
+
+    Raises:
+        UserError: a teacher cannot teach, too few faces for --negatives, or --outputs cached without complete tables.
+    """
     from raydistal.compression.distillation import embedding_dim
     from raydistal.detector import checkpoint
 
@@ -308,9 +320,12 @@ def _lack(config: Config, teacher: Teacher, train: pa.Table) -> str:
 
 
 def result_settings(
-    config: Config, examples: dict[str, pa.Table], detector: "Detector", staff: Staff = NOBODY
+    config: Config, examples: dict[str, pa.Table], detector: "Detector", staff: Staff = NO_TEACHERS
 ) -> dict[str, Any]:
-    """What a detector is taught. Where that happens may change on the way: only rounding and batch norm notice."""
+    """What decides the result of a training, to be compared with that of an earlier start.
+
+    The device and the number of workers are no part of it: they affect rounding and batch norm only.
+    """
     from raydistal.detector.examples import fingerprint
     from raydistal.features.backbones import state_digest
 
@@ -329,7 +344,7 @@ def result_settings(
 
 
 def _teaching_settings(teaching: Teaching, staff: Staff) -> dict[str, Any]:
-    """`outputs` as asked for: with auto, a table may appear between two starts, and only rounding notices."""
+    """`outputs` as asked for: with auto, a table may appear between two starts, which affects rounding only."""
     teachers = [teacher.model_id for teacher in staff.teachers]
     return dataclasses.asdict(teaching) | {"kd_weight": teaching.weight, "teachers": teachers}
 
@@ -341,7 +356,7 @@ def _job(
     detector: "Detector",
     examples: dict[str, pa.Table],
     trainable: set[str] | None = None,
-    staff: Staff = NOBODY,
+    staff: Staff = NO_TEACHERS,
 ) -> Job:
     from raydistal.detector.examples import Source
 

@@ -55,7 +55,9 @@ def run(config: Config) -> dict[str, Any]:
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if serve.status().proxies:
-        raise UserError("this cluster serves already: add this app to its config file, as cluster/serve.yaml shows")
+        raise UserError(
+            "this cluster runs Ray Serve already: add this app to its config file, as cluster/serve.yaml shows"
+        )
 
     from raydistal.serving import app
 

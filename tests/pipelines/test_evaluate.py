@@ -324,7 +324,7 @@ def test_what_a_detector_has_learnt_from_is_refused(place, tmp_path, capsys):
         evaluate.run(config(place, tmp_path / "out", split="val"))
     shutil.rmtree(f"{knows}/trained_on")
     evaluate._inputs(config(place, tmp_path / "out", detectors=(knows,)))
-    assert "knows does not tell what it was trained on" in capsys.readouterr().err
+    assert "knows does not say what it was trained on" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
