@@ -36,7 +36,7 @@ def connect() -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS", "")
     if address:
-        refuse_silent(address)
+        check_address(address)
     else:
         quiet |= {"address": "local", "include_dashboard": False}
     with _muted_stderr():  # C++ code greets there; what goes wrong is raised
@@ -55,8 +55,12 @@ def connect() -> None:
     context.print_on_execution_start = False
 
 
-def refuse_silent(address: str) -> None:
-    """Raises UserError if `address` is HOST:PORT and nothing listens there, for which Ray would wait many minutes."""
+def check_address(address: str) -> None:
+    """Raises UserError if nothing listens at HOST:PORT, where Ray would wait many minutes, or it is a dashboard's."""
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS={address} is the address of a dashboard, for raydistal submit. Give the head's HOST:PORT."
+        )
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         try:
