@@ -347,7 +347,7 @@ def _remove_unfinished(out: str) -> None:
 
 def _safe_name(uri: str) -> str:
     """Of a file, without what a file system, a shell or a page could stumble over."""
-    stem = posixpath.basename(storage.resolve(uri)[1]).rpartition(".")[0]
+    stem = posixpath.splitext(posixpath.basename(storage.resolve(uri)[1]))[0]
     return re.sub(r"[^\w.-]+", "_", stem)[:40].strip("._-") or "video"
 
 

@@ -145,8 +145,8 @@ def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[st
         pending = videos.filter(pc.invert(pc.is_in(videos["video_id"], ledger["video_id"])))
         if not len(pending) and tables.read_info(out):
             return _summary(out, Counter(tables.count_values(ledger["status"])), len(ledger), 0, began)
-        storage.delete(storage.join(out, tables.INFO))
         connect()
+        storage.delete(storage.join(out, tables.INFO))
         totals = dict.fromkeys(COUNTED, 0.0)
         statuses = Counter(tables.count_values(ledger["status"]))
         with Progress("extract", len(pending), unit="videos") as progress:

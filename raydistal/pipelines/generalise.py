@@ -150,8 +150,8 @@ def _methods(config: Config, learnt: set[str], tested: set[str]) -> list[str]:
         raise UserError(f"--methods: no fakes of {unknown[0]!r} in train. Methods: {', '.join(there) or 'none'}")
     if len(learnt) < 2:
         raise UserError(
-            f"the fakes in train of {config.data} are all of one method, {', '.join(learnt)}: leaving one out needs "
-            "two. Name them in a manifest, or index a dataset that has several."
+            f"leaving one method out needs fakes of two in train of {config.data}, which has those of "
+            f"{', '.join(learnt) or 'none'}. Name them in a manifest, or index a dataset that has several."
         )
     if untested := sorted(set(methods) - tested):
         raise UserError(

@@ -202,6 +202,7 @@ def test_each_file_once_and_nothing_of_ours(media, detectors, tmp_path, monkeypa
     (tmp_path / "videos/one.mp4").rename(tmp_path / "strange name")
     _, named = detect._inputs(config(detectors, "out", "strange name"))
     assert named["uri"].to_pylist() == [f"{tmp_path}/strange name"]
+    assert detect._safe_name(f"{tmp_path}/strange name") == "strange_name"
 
 
 def test_few_need_no_cluster(media, detectors, tmp_path, monkeypatch, no_cluster):
