@@ -1,6 +1,6 @@
 """Many small parts of a table -> few large ones: every verb that reads it asks an object store three times per part.
 
-    a note that says which parts become which -> for each: the new part -> the old ones are deleted -> the note is
+    a note: which parts become which -> for each: the new part, then the old ones are deleted -> the note is deleted
 
 Whoever reads the table shows the old parts until the new one is there, and the new one from then on: a run that was
 killed at any moment loses no row and doubles none.

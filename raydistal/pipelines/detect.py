@@ -135,7 +135,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def _is_few(pending: pa.Table) -> bool:
     """True if this process examines them by itself."""
-    return len(pending) <= FEW and (not len(pending) or "RAY_ADDRESS" not in os.environ)
+    return len(pending) <= FEW and (not len(pending) or not os.environ.get("RAY_ADDRESS"))
 
 
 def _made_with(config: Config, about: dict[str, Any]) -> dict[str, Any]:

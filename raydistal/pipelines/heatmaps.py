@@ -1,4 +1,4 @@
-"""detectors, a run -> OUT/heatmaps, OUT/report: where in the faces of a split each detector finds what speaks for fake.
+"""detectors, a run -> OUT/heatmaps, OUT/report: which parts of the faces of a split make each detector call them fake.
 
     faces -> decode crops (CPU tasks) -> maps of every face by all detectors (actors, GPU if there is one)
           -> the mean map of the real faces and of each method; the maps of a few faces -> report

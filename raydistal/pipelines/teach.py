@@ -1,9 +1,9 @@
-"""detectors, faces -> teaching: what teachers say of every face, once for all students that they will teach.
+"""detectors, faces -> teaching: the outputs of teachers for every face, computed once for all students.
 
     faces -> decode crops (CPU tasks) -> logits and embeddings by all teachers (actors, GPU if there is one)
           -> a table per teacher, RUN/teaching/MODEL_ID, in parts and rows as those of the faces
 
-A part that is there is done: a rerun does what is missing, and what was said of other faces than there are now.
+A part that is there is done: a rerun does what is missing, and parts that belong to other faces than those there now.
 """
 
 import json

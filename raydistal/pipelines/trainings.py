@@ -71,7 +71,7 @@ class Training:
         )
 
     def check(self, architectures: Sequence[str]) -> None:
-        """Raises UserError for a network or weights that cannot be had."""
+        """Raises UserError for an unknown network, or weights that cannot be read or downloaded."""
         from raydistal.detector import zoo
 
         for architecture in architectures:

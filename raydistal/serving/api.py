@@ -124,7 +124,7 @@ def _add_results(api: FastAPI, jobs: Jobs) -> None:
             return job
         raise HTTPException(404, "there is no such video, or not any more")
 
-    @api.get("/api/videos/{video_id}", summary="How far it is, and the result", responses=_problems(404, 422))
+    @api.get("/api/videos/{video_id}", summary="State, and the result once it is done", responses=_problems(404, 422))
     async def status(video_id: str, response: Response) -> answers.Status:
         job = find(video_id)
         response.headers["Cache-Control"] = "no-store"
@@ -159,17 +159,17 @@ def _add_results(api: FastAPI, jobs: Jobs) -> None:
         headers = {"Cache-Control": "no-store"}
         return FileResponse(path, headers=headers, media_type=TYPES[path.suffix], filename=name)
 
-    @api.delete("/api/videos/{video_id}", status_code=204, summary="End and remove it", responses=_problems(404, 422))
+    @api.delete("/api/videos/{video_id}", status_code=204, summary="Cancel and delete", responses=_problems(404, 422))
     async def remove(video_id: str) -> None:
         await jobs.remove(find(video_id).job_id)
 
 
 def _add_rest(api: FastAPI, about: answers.About) -> None:
-    @api.get("/api/about", summary="What judges here, and what it takes")
+    @api.get("/api/about", summary="Detector, protocol and limits of this server")
     async def tell() -> answers.About:
         return about
 
-    @api.get("/healthz", summary="Whether the app answers")
+    @api.get("/healthz", summary="Health check")
     async def health() -> answers.Health:
         return answers.Health()
 

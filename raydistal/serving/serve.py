@@ -39,7 +39,7 @@ def check(config: Config) -> None:
 
     config.app.settings()
     examine.check(checkpoint.read_about(config.app.detector), config.app.detector)
-    if "RAY_ADDRESS" not in os.environ:  # else the head listens, which may be another machine
+    if not os.environ.get("RAY_ADDRESS"):  # else the head listens, which may be another machine
         _check_port(config.host, config.port)
 
 

@@ -1,4 +1,4 @@
-"""What the app is told: by options of `raydistal serve`, or by `args` of a Ray Serve config file."""
+"""Settings of the app: by options of `raydistal serve`, or by `args` of a Ray Serve config file."""
 
 import json
 from collections.abc import Mapping
