@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from benchmarks import clips
 from benchmarks.measure import Cost, clock
 from raydistal import schemas, tables
-from raydistal.cli import connect
 from raydistal.faces.look import look
 from raydistal.features.backbones import FeatureExtractor, feature_dim, load_weights
 from raydistal.pipelines import extract
+from raydistal.pipelines.connection import connect
 
 FACES = extract.Faces()  # the default: Haar, 299 pixels, PNG crops
 SAMPLE = "even:10"

@@ -152,7 +152,7 @@ def make_ledger(folder: Path, num_videos: int) -> None:
 def run_ledger(folder: Path) -> None:
     """As at the start of extract."""
     videos = tables.read_table(str(folder / "ledger" / "videos"), "index")
-    ledger = tables.read_ledger(str(folder / "ledger" / "faces"), SETTINGS, print)
+    ledger = tables.read_ledger(str(folder / "ledger" / "faces"), SETTINGS)
     pending = videos.filter(pc.invert(pc.is_in(videos["video_id"], ledger["video_id"])))
     assert tables.count_values(ledger["status"]) == {"ok": len(videos) - len(pending)}
 

@@ -31,6 +31,12 @@ class TimeLimitError(VideoError):
     status = "timeout"
 
 
+class OverLimitError(VideoError):
+    """The video is longer, or has larger frames, than whoever examines it allows."""
+
+    status = "over_limit"
+
+
 class MissingError(VideoError):
     """The file of a shared set is not in this copy of the dataset, or cannot be read."""
 

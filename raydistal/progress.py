@@ -1,4 +1,4 @@
-"""What a running job tells on stderr: a live bar on a terminal, otherwise a line every 10 s."""
+"""Progress of a running job on stderr: a live bar on a terminal, otherwise a line every 10 s."""
 
 import sys
 import time
@@ -15,13 +15,13 @@ _last_sign = (time.monotonic(), "")
 
 
 def sign(what: str) -> None:
-    """Something was finished, wherever that is told: the job is alive."""
+    """Records that something was finished, so the job is alive; whether it is shown or not."""
     global _last_sign
     _last_sign = (time.monotonic(), what)
 
 
 def last_sign() -> tuple[float, str]:
-    """When that was, on the monotonic clock, and what; "" before the first."""
+    """When something was last finished, on the monotonic clock, and what; "" before the first time."""
     return _last_sign
 
 

@@ -141,7 +141,7 @@ VERDICTS = pa.schema(
         _required("num_bytes", pa.int64()),  # these two of the file that was looked at
         pa.field("modified_ns", pa.int64()),  # since 1970, by the clock of the store
         _required("model_id", pa.string()),
-        _required("status", pa.string()),  # one of STATUSES
+        _required("status", pa.string()),  # one of STATUSES, or over_limit
         pa.field("error", pa.string()),  # with status ok: why it was not drawn
         pa.field("verdict", pa.string()),  # fake | real | unsure; null unless status is ok
         pa.field("probability", pa.float64()),  # P(fake) of the video, as in SCORES; from here on null if it failed

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -181,13 +182,37 @@ def list_files(location: str) -> list[str]:
 
 
 def sizes(location: str, names: Sequence[str]) -> list[int]:
-    """Bytes of each of these files below `location`. Raises KeyError or OSError if one is not there."""
+    """Bytes of each of these files below `location`. Raises FileNotFoundError if one is not there."""
+    found = infos(location, names)
+    if missing := [info.path for info in found if info.type == fs.FileType.NotFound]:
+        raise FileNotFoundError(missing[0])
+    return [info.size for info in found]
+
+
+def infos(location: str, names: Sequence[str]) -> list[fs.FileInfo]:
+    """Type, size and time of the last change of each of these files below `location`, by the clock of the store.
+
+    The type of a file that is not there is NotFound.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
     filesystem, path = resolve(location)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        return [os.path.getsize(posixpath.join(path, name)) for name in names]
-    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))  # a thousand per request, not one
-    found = {info.path: info.size for info in infos}
-    return [found[f"{path}/{name}"] for name in names]
+    paths = [posixpath.join(path, name) for name in names]
+    if isinstance(filesystem, fs.LocalFileSystem):  # its selector stops at a file that vanishes
+        return list(filesystem.get_file_info(paths))
+    selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
+    found = {info.path: info for info in filesystem.get_file_info(selector)}  # a thousand per request, not one
+    return [found.get(path) or fs.FileInfo(path, fs.FileType.NotFound) for path in paths]
+
+
+def refuse_credentials(option: str, location: str) -> None:
+    """Raises UserError if the URI given as `option`, which will be written into a table, holds credentials."""
+    if is_uri(location) and "@" in urlsplit(location).netloc:
+        raise UserError(
+            f"{option} holds credentials, which would be written into the table; set them in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
 
 
 def _leads_back(folder: str) -> bool:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -198,7 +198,7 @@ def crop_settings(info: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in info["config"].items() if name not in OF_FEATURES}
 
 
-def read_ledger(location: str, config: Config, warn: Callable[[str], None]) -> pa.Table:
+def read_ledger(location: str, config: Config) -> pa.Table:
     """What an earlier run left: the columns video_id and status of every finished row.
 
     Removes what a killed writer left behind (unreadable and merged parts, temporary files); call it only as the table's
@@ -216,7 +216,7 @@ def read_ledger(location: str, config: Config, warn: Callable[[str], None]) -> p
         try:
             return name, read_part(location, name, ["video_id", "status"])
         except pa.ArrowInvalid as error:  # not Parquet to the end; a store that fails raises OSError and stops the job
-            warn(f"removed an unreadable part, its videos are done again: {name} ({error})")
+            print(f"removed an unreadable part, its videos are done again: {name} ({error})", file=sys.stderr)
             storage.delete(storage.join(location, name))
             return None
 

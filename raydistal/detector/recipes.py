@@ -4,8 +4,8 @@ A recipe is changed with `dataclasses.replace`.
 """
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from raydistal.errors import UserError
 
@@ -49,6 +49,10 @@ class Recipe:
             raise UserError(f"the learning rate must be above 0, not {self.learning_rate}")
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError(f"need at least 1 epoch and 1 face per batch, not {self.epochs} and {self.batch_size}")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result of a training: everything but the note."""
+        return {name: value for name, value in asdict(self).items() if name != "note"}
 
 
 RECIPES = {

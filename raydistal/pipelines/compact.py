@@ -1,6 +1,6 @@
 """Many small parts of a table -> few large ones: every verb that reads it asks an object store three times per part.
 
-    a note that says which parts become which -> for each: the new part -> the old ones are deleted -> the note is
+    a note: which parts become which -> for each: the new part, then the old ones are deleted -> the note is deleted
 
 Whoever reads the table shows the old parts until the new one is there, and the new one from then on: a run that was
 killed at any moment loses no row and doubles none.
@@ -8,7 +8,6 @@ killed at any moment loses no row and doubles none.
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class Config:
     table: str
     """A `faces` table (RUN/faces) or one of `scores`, finished or not; local or s3://..."""
     part_mib: int = 64
-    """Size of the new parts. With crops, training reads a part for every 1024 faces, so larger ones several times."""
+    """Size of the new parts, in MiB. Training reads a part for every 1024 faces, so a larger part several times."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.part_mib <= 1024:
@@ -47,7 +46,7 @@ def run(config: Config) -> dict[str, Any]:
     location = storage.absolute(config.table)
     made_with = _made_with(location)
     with tables.sole_writer(location) as claim:
-        tables.read_ledger(location, made_with, lambda line: print(line, file=sys.stderr))  # mends what others left
+        tables.read_ledger(location, made_with)  # mends what others left
         names = tables.part_names(location)
         merges = {_merged_name(old): old for old in _small_ones(location, names, config.part_mib << 20)}
         if merges:

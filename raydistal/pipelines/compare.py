@@ -39,26 +39,26 @@ PROTOCOL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Train detectors on full and on distilled sets; tell what difference it makes."""
+    """Train detectors on the full and on distilled sets, and compare them."""
 
     data: str
     """Run folder with the tables videos, faces and ranking, local or s3://..."""
     out: str
     """Folder for the detectors, their evaluation and the comparison."""
     architectures: tuple[str, ...]
-    """Such as xception, densenet121, efficientnet_b0; or timm:NAME."""
+    """Networks, such as xception, densenet121, efficientnet_b0, or timm:NAME."""
     sets: tuple[str, ...] = ("0.5", "0.2")
     """Distilled sets: shares of the ranking of --data, or locations of distilled tables."""
     faces: tuple[int, ...] = ()
-    """Also train on that many faces, half of each class: accuracy against the amount of data."""
+    """Also train on so many faces, half of each class, to show accuracy against the amount of data."""
     seeds: int = 3
     """Trainings of each architecture on each set; random sets are drawn anew for each."""
     split: str = "test"
-    """Where all detectors are measured."""
+    """Split on which all detectors are evaluated."""
     metric: Literal["accuracy", "auc"] = "accuracy"
-    """What the verdicts are about; of videos."""
+    """Video-level metric of the verdicts."""
     margin: float = 0.02
-    """What a distilled set may lose against the full one to count as non-inferior; 0.02 is 2 points."""
+    """Non-inferiority margin: what a distilled set may lose against the full one; 0.02 is 2 points."""
     training: Training = field(default_factory=Training)
     budget: Budget = field(default_factory=Budget)
 
@@ -178,8 +178,8 @@ def _distilled(config: Config, asked: str, videos: pa.Table) -> tuple[str, pa.Ta
     row_N = pc.index_in(found["video_id"], value_set=videos["video_id"])
     if row_N.null_count:
         raise UserError(
-            f"{row_N.null_count} of the {len(found)} videos of {location} are no labelled training videos of "
-            f"{config.data}, so nothing there compares with them. Distil its split train: raydistal select"
+            f"{row_N.null_count} of the {len(found)} videos of {location} are not labelled training videos of "
+            f"{config.data}, whose full set they are to be compared with. Distil its split train: raydistal select"
         )
     if ratio is not None:
         return f"distill-{100 * ratio:g}", cut(found, videos, ratio, tables.read_info(location)["config"]["arrange"])

@@ -23,13 +23,13 @@ class Config:
     out: str
     """Folder to write: OUT/cost, OUT/report."""
     batch_sizes: tuple[int, ...] = (1, 32)
-    """Faces that go through the network together."""
+    """Faces per forward pass."""
     threads: int = 1
-    """Of the CPU, for each detector."""
+    """CPU threads for each detector."""
     rounds: int = 10
-    """Turns of each detector, in random order: 10 runs of one face, or 3 of a batch."""
+    """Rounds in which all detectors take turns in random order: 10 runs of one face, or 3 of a batch."""
     seed: int = 0
-    """Of the order."""
+    """Seed of the order."""
 
     def __post_init__(self) -> None:
         if not self.detectors or not self.batch_sizes:

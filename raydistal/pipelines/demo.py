@@ -21,11 +21,11 @@ class Config:
     ratio: float = 0.2
     """Share of the training videos to keep."""
     frames: int = 60
-    """Representative frames to find, half of each class."""
+    """Representative frames to select, half of each class."""
     strength: float = 1.0
-    """How visible the fakes are, up to 8. At 4, a small network learns from a thousand faces to tell them."""
+    """How visible the fakes are, up to 8. At 4, a small network learns to detect them from a thousand faces."""
     seed: int = 0
-    """Of the synthetic people."""
+    """Seed of the synthetic people."""
 
     def __post_init__(self) -> None:
         if not 4 <= self.identities <= 1000:

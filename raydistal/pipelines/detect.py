@@ -11,7 +11,6 @@ import os
 import posixpath
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,7 +19,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +27,7 @@ from pyarrow import csv, fs
 from raydistal import schemas, storage, tables
 from raydistal.datasets import layout
 from raydistal.errors import DecodeError, UserError, VideoError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, Growth, demand
 from raydistal.pipelines.streaming import bound_queues, in_blocks, network_actors, use_gpu
 from raydistal.pipelines.telemetry import add_seconds, log_failure
@@ -62,11 +61,12 @@ class Config:
     """Folder to write: OUT/verdicts, OUT/verdicts.csv, and what was found in each one in OUT/results."""
     examination: examine.Settings = field(default_factory=examine.Settings)
     heatmaps: bool = False
-    """Also show where in a face the detector sees the fake. An exported one needs the one that it was made from."""
+    """Also draw which parts of a face make the detector call it fake. An exported detector needs the one that it was
+    exported from."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if there are any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if there are any now; cuda: GPUs, even if their nodes have yet to start."""
     num_workers: int = 0
-    """Videos examined at once on a cluster; 0: one per CPU, or 8 per GPU. This process does one or two by itself."""
+    """Videos examined at once on a cluster. 0: one per CPU, or 8 per GPU. One or two videos need no cluster."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -77,10 +77,7 @@ class Config:
         if self.num_workers < 0:
             raise UserError("--num-workers must be 0 or more")
         for given in self.videos:
-            if storage.is_uri(given) and "@" in urlsplit(given).netloc:
-                raise UserError(
-                    "a URI holds credentials, which would be written into the table; set them in the environment"
-                )
+            storage.refuse_credentials("a URI", given)
 
 
 class Job(NamedTuple):
@@ -117,7 +114,7 @@ def run(config: Config) -> dict[str, Any]:
     place = storage.join(out, "verdicts")
     made_with = _made_with(config, about)
     with tables.sole_writer(place) as claim:
-        tables.read_ledger(place, made_with, lambda line: print(line, file=sys.stderr))  # mends what was cut off
+        tables.read_ledger(place, made_with)  # mends what was cut off
         pending = _pending(videos, place)
         if len(pending) or not tables.read_info(place):
             (name,) = storage.distinct_names("--detector", [config.detector])
@@ -136,17 +133,9 @@ def run(config: Config) -> dict[str, Any]:
     return counts | {"seconds": round(time.monotonic() - began, 1)} | places
 
 
-def is_small(config: Config) -> bool:
-    """True if a run does not need a cluster. Raises UserError as `run`."""
-    videos = _inputs(config)[1]
-    try:
-        return _is_few(_pending(videos, storage.join(storage.absolute(config.out), "verdicts")))
-    except pa.ArrowInvalid:  # a part that is cut off, which `run` mends
-        return _is_few(videos)
-
-
 def _is_few(pending: pa.Table) -> bool:
-    return len(pending) <= FEW and (not len(pending) or "RAY_ADDRESS" not in os.environ)
+    """True if this process examines them by itself."""
+    return len(pending) <= FEW and (not len(pending) or not os.environ.get("RAY_ADDRESS"))
 
 
 def _made_with(config: Config, about: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +211,7 @@ def _files(given: str) -> dict[str, fs.FileInfo]:
         names = storage.list_files(place)
         ours = {posixpath.dirname(name) for name in names if posixpath.basename(name) == RESULT}
         media = [name for name in names if layout.is_media(name) and posixpath.dirname(name) not in ours]
-        infos = _infos(filesystem, path, media)
+        infos = storage.infos(place, media)
     except UnicodeEncodeError as error:
         raise UserError(f"a file name is not UTF-8: {given!r}. Rename it (convmv -t utf8).") from error
     except OSError as error:
@@ -230,16 +219,6 @@ def _files(given: str) -> dict[str, fs.FileInfo]:
     if not media:
         raise UserError(f"no video and no picture in {given}: it has {len(names)} files. A file named itself is tried.")
     return {storage.join(place, name): info for name, info in zip(media, infos, strict=True)}
-
-
-def _infos(filesystem: fs.FileSystem, path: str, names: list[str]) -> list[fs.FileInfo]:
-    """Of each of these files below `path`."""
-    paths = [posixpath.join(path, name) for name in names]
-    if isinstance(filesystem, fs.LocalFileSystem):  # its selector stops at a file that vanishes
-        return list(filesystem.get_file_info(paths))
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))  # a thousand per request, not one
-    by_path = {info.path: info for info in found}
-    return [by_path[path] for path in paths]
 
 
 def _pending(videos: pa.Table, place: str) -> pa.Table:
@@ -366,7 +345,7 @@ def _remove_unfinished(out: str) -> None:
 
 def _safe_name(uri: str) -> str:
     """Of a file, without what a file system, a shell or a page could stumble over."""
-    stem = posixpath.basename(storage.resolve(uri)[1]).rpartition(".")[0]
+    stem = posixpath.splitext(posixpath.basename(storage.resolve(uri)[1]))[0]
     return re.sub(r"[^\w.-]+", "_", stem)[:40].strip("._-") or "video"
 
 
@@ -386,17 +365,16 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _examine_all(job: Job, networks: Networks, pending: pa.Table) -> None:
-    if not len(pending):
-        return
     if _is_few(pending):
-        return _here(job, networks, pending)
+        _here(job, networks, pending)
+        return
+    connect()
     told: Counter[str] = Counter()
     with Progress("detect", len(pending), unit="videos") as progress:
         for rows in _on_cluster(job, networks, pending):
             told.update(_counts(rows))
             note = ", ".join(f"{told[name]} {name}" for name in ("fake", "unsure", "failed") if told[name])
             progress.advance(len(rows), note)
-    return None
 
 
 def _here(job: Job, networks: Networks, pending: pa.Table) -> None:
@@ -509,7 +487,7 @@ def _print(config: Config, about: dict[str, Any], rows: pa.Table) -> None:
         between = f"between {band.low:.2f} and {band.high:.2f}, or too few frames of a face"
         console.print(f"unsure: {between}. The detector cannot tell: look for yourself.")
     if about["data"].get("synthetic"):
-        console.print("This detector learnt from synthetic videos: what it says of others means nothing.")
+        console.print("This detector learnt from synthetic videos: its verdicts on others mean nothing.")
     folders = pc.drop_null(rows["folder"]).to_pylist()
     if folders:
         place = folders[0] if len(folders) == 1 else "results"

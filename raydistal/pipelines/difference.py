@@ -33,11 +33,11 @@ class Config:
     evaluation: str
     """Folder that raydistal evaluate wrote, with both detectors."""
     before: str
-    """Name of the detector to hold against, as in the evaluation."""
+    """Name of the reference detector, as in the evaluation."""
     after: str
-    """Name of the other detector."""
+    """Name of the detector to compare with it."""
     margin: float = 0.02
-    """What may be lost, in AUC or accuracy, to count as non-inferior; 0.02 is 2 points."""
+    """Non-inferiority margin: what may be lost in AUC or accuracy; 0.02 is 2 points."""
 
     def __post_init__(self) -> None:
         if self.before == self.after:

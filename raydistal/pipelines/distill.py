@@ -11,7 +11,7 @@ from raydistal.selection.uncertainty import Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """From videos to a distilled dataset: index, extract, select in a row."""
+    """Distil a folder of videos: index, extract and select in one go."""
 
     videos: str
     """Folder or manifest of labelled videos, local or s3://..."""
@@ -20,13 +20,13 @@ class Config:
     ratio: float = 0.2
     """Share of the training videos to keep."""
     frames: int = 500
-    """Representative frames to find, half of each class."""
+    """Representative frames to select, half of each class."""
     sample: str = "even:10"
-    """Frames looked at: even:N, every:N, random:N or fps:R."""
+    """Frames to sample: even:N, every:N, random:N or fps:R."""
     sample_fake: str = ""
-    """The same for videos labelled fake; default: as --sample."""
+    """Frames to sample from videos labelled fake; default: as --sample."""
     strategy: Strategy = "entropy"
-    """What makes a frame worth having."""
+    """How frames are scored."""
     arrange: Arrange = "frequency"
     """Order of the ranking: frequency (the paper), balanced, or groups."""
     faces: extract.Faces = field(default_factory=extract.Faces)

@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, Growth
-from raydistal.pipelines.streaming import crops_of, look_at_faces, parts_of, start_torch, use_gpu
+from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch, use_gpu, with_parts
 from raydistal.pipelines.telemetry import measured
 from raydistal.progress import Progress
 
@@ -37,30 +38,30 @@ NUM_NAMED = 3  # offenders in a message
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Measure detectors on the faces of runs."""
+    """Evaluate detectors on the faces of runs."""
 
     detectors: tuple[str, ...]
     """Detector directories, trained or exported, local or s3://..."""
     data: tuple[str, ...]
-    """Run folders with the tables videos and faces. Every detector is measured on every run."""
+    """Run folders with the tables videos and faces. Every detector is evaluated on every run."""
     out: str
     """Folder to write: OUT/scores, OUT/metrics, OUT/report."""
     split: str = "test"
-    """Videos to measure on. Refused if a detector knows some of them, or their groups, from its training."""
+    """Split to evaluate on. Refused if a detector was trained or validated on some of its videos or groups."""
     aggregate: Literal["mean", "max", "confident"] = "mean"
-    """How the frames of a video become one probability; confident: as the winner of the DFDC."""
+    """How the probabilities of frames become that of a video; confident: as the winner of the DFDC did it."""
     no_face: Literal["unsure", "skip"] = "unsure"
-    """Videos without a usable face. unsure: probability 0.5, and an error wherever it is decided; skip: left out."""
+    """Videos without a usable face. unsure: probability 0.5, an error at any threshold; skip: leave them out."""
     bootstrap: int = 1000
-    """Resamples of groups, for the 95 % intervals. 0: none."""
+    """Bootstrap resamples of groups, for 95 % intervals. 0: no intervals."""
     seed: int = 0
-    """Of the resamples."""
+    """Seed of the resamples."""
     num_workers: int = 0
-    """Processes that run the detectors; 0: one per GPU, without GPUs one per node."""
+    """Processes that run the detectors. 0: one per GPU, or without GPUs one per node."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if the cluster has any now; cuda: GPUs, even if their nodes have yet to start."""
     batch_size: int = 64
-    """Faces that go through a network together."""
+    """Faces per forward pass."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class Scores(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Scores what is not scored yet, on the connected Ray cluster; measures; returns the job's summary.
+    """Scores what is not scored yet, on Ray; measures; returns the job's summary.
 
     Raises:
         UserError: no such detector, no crops, unfinished faces, an empty split or one of a single class, a detector
@@ -126,12 +127,6 @@ def run(config: Config) -> dict[str, Any]:
     return {"results": _results(out), "seconds": round(time.monotonic() - began, 1), "report": page}
 
 
-def is_scored(config: Config) -> bool:
-    """True if a run would only measure, which needs no cluster. Raises UserError as `run`."""
-    detectors, datasets = _inputs(config)
-    return all(_is_done(data, scores) for data in datasets for scores in _scores(config, detectors, data))
-
-
 def _inputs(config: Config) -> tuple[list[Known], list[Data]]:
     from raydistal.detector import checkpoint
 
@@ -142,7 +137,7 @@ def _inputs(config: Config) -> tuple[list[Known], list[Data]]:
         about = checkpoint.read_about(location)  # its weights are read once, by those that work with them
         if lacking := {"threshold", "cost", "data"} - set(about):
             raise UserError(
-                f"{location} does not say its {' and '.join(sorted(lacking))} in {checkpoint.INFO}: make it by "
+                f"{location} does not say its {' and '.join(sorted(lacking))} in {checkpoint.INFO}: train it by "
                 "raydistal train"
             )
         detectors.append(Known(name, storage.absolute(location), about, checkpoint.model_id(about)))
@@ -169,17 +164,11 @@ def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:
 
 
 def _data(config: Config, location: str, name: str) -> Data:
-    videos = videos_to_test(tables.read_table(storage.join(location, "videos"), "index"), config.split, location)
+    columns = ["video_id", "dataset", "label", "method", "group_id", "split"]
+    videos = tables.read_table(storage.join(location, "videos"), "index", columns)
+    videos = videos_to_test(videos, config.split, location).drop_columns(["split"])
     info = tables.faces_info(location, with_crops=True)
-    faces = storage.absolute(storage.join(location, "faces"))
-    part_V = parts_of(faces, videos["video_id"])
-    if part_V.null_count:
-        raise UserError(
-            f"{part_V.null_count} videos of split {config.split!r} have no row in {faces}. "
-            f"Run: raydistal extract --out {location}"
-        )
-    columns = ["video_id", "dataset", "label", "method", "group_id"]
-    videos = videos.select(columns).append_column("part", part_V).sort_by("video_id").combine_chunks()
+    videos = with_parts(location, videos, f"split {config.split!r}").sort_by("video_id").combine_chunks()
     return Data(name, storage.absolute(location), videos, info)
 
 
@@ -187,7 +176,9 @@ def _refuse_leaks(detector: Known, data: Data, split: str) -> None:
     """A detector is not tested on what it was fitted to, or its epoch and threshold chosen by, nor on their groups."""
     place = storage.join(detector.location, "trained_on")
     if not tables.read_info(place):
-        print(f"evaluate: {detector.name} does not tell what it was trained on: leaks go unseen", file=sys.stderr)
+        print(
+            f"evaluate: {detector.name} does not say what it was trained on, so leaks cannot be found", file=sys.stderr
+        )
         return
     learnt = tables.read_table(place, "train")
     for column, what in (("video_id", "videos"), ("group_id", "groups (people, or sources of fakes)")):
@@ -232,7 +223,7 @@ def _score(config: Config, data: Data, tables_: list[Scores], claim: tables.Clai
     for scores in tables_:
         if not _is_done(data, scores):
             storage.delete(storage.join(scores.location, tables.INFO))
-            ledger = tables.read_ledger(scores.location, scores.settings, lambda line: print(line, file=sys.stderr))
+            ledger = tables.read_ledger(scores.location, scores.settings)
             if tables.drop_failed(scores.location, scores.settings):  # they may have faces by now
                 ledger = ledger.filter(pc.is_in(ledger["status"], pa.array(tables.FINAL)))
             is_missing = pc.invert(pc.is_in(data.videos["video_id"], ledger["video_id"]))
@@ -241,13 +232,14 @@ def _score(config: Config, data: Data, tables_: list[Scores], claim: tables.Clai
     waiting = pa.concat_arrays([missing for _, missing in pending] or [pa.array([], pa.string())])
     videos = data.videos.filter(pc.is_in(data.videos["video_id"], waiting))
     if len(videos):
+        connect()
         num_faces = 0
         with Progress(f"evaluate {data.name}", len(videos), unit="videos") as progress:
             for batch in _stream(config, data, videos, pending, claim):
                 num_faces += pc.sum(batch["num_faces"]).as_py()
                 progress.advance(len(batch["num_faces"]), f"{num_faces} faces")
     for scores, missing in pending:
-        ledger = tables.read_ledger(scores.location, scores.settings, lambda line: print(line, file=sys.stderr))
+        ledger = tables.read_ledger(scores.location, scores.settings)
         if not set(missing.to_pylist()) <= set(ledger["video_id"].to_pylist()):
             raise RuntimeError(f"{scores.location} lacks videos that were scored; run the same command again")
         claim.check()

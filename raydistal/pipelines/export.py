@@ -40,19 +40,20 @@ class Config:
     runtime: Literal["onnx", "executorch"] = "onnx"
     """executorch: for mobile devices, by XNNPACK, one face at a time."""
     precision: Literal["float32", "int8", "int8-dynamic", "int8-qat"] = "float32"
-    """int8-qat: trained on before, where int8 loses accuracy; int8-dynamic: small, but slower than float32."""
+    """int8: static; int8-qat: quantization-aware training, where int8 loses accuracy; int8-dynamic: small, but slower
+    than float32."""
     data: str = ""
-    """Run folder whose faces 8 bits are fitted to (train) and compared on (val). Default: that of the training."""
+    """For 8 bits: run folder with faces to calibrate on (train) and compare on (val). Default: that of the training."""
     calibration: int = 256
-    """Faces for the ranges, half of each class."""
+    """Faces to calibrate on, half of each class."""
     steps: int = 200
-    """Of int8-qat: batches of 32 faces to train on."""
+    """For int8-qat: training steps, each of 32 faces."""
     learning_rate: float = 1e-4
-    """Of int8-qat."""
+    """For int8-qat: learning rate."""
     evaluation: str = ""
-    """Folder of raydistal evaluate: what it says of this detector, exported or not, goes into the model card."""
+    """Folder of raydistal evaluate whose results for this detector, exported or not, go into the model card."""
     seed: int = 0
-    """Of the choice of faces and their order."""
+    """Seed of the choice of faces and their order."""
 
     def __post_init__(self) -> None:
         if self.calibration < 2 or self.steps < 1 or self.seed < 0 or not 0 < self.learning_rate < 1:

@@ -22,8 +22,9 @@ from raydistal import storage, tables
 from raydistal.errors import DecodeError, UserError, VideoError
 from raydistal.faces import crop, look
 from raydistal.faces.equalize import Equalizer
-from raydistal.pipelines.scaling import Budget, Growth, demand
-from raydistal.pipelines.streaming import ATTEMPTS, bound_queues, in_blocks, network_actors, start_torch, use_gpu
+from raydistal.pipelines.connection import connect
+from raydistal.pipelines.scaling import Budget, Growth
+from raydistal.pipelines.streaming import in_blocks, start_torch, through_actors, use_gpu
 from raydistal.pipelines.telemetry import add_seconds, log_failure, measured
 from raydistal.progress import Progress
 from raydistal.schemas import conform, faces_schema, list_column
@@ -46,9 +47,9 @@ class Faces:
     detector: str = "haar"
     """haar, none (the whole frame is the face), or the path of a YuNet ONNX model."""
     scale_factor: float = 1.2
-    """Haar: step between the face sizes searched. Larger is faster and finds less."""
+    """Haar: factor between the face sizes searched. Larger is faster and misses more faces."""
     min_neighbors: int = 5
-    """Haar: detections that must agree on a face. Larger finds fewer false faces."""
+    """Haar: overlapping detections that make a face. Larger gives fewer false positives."""
     min_face: float = 0.1
     """Smallest face, as a fraction of the frame's height."""
     margin: float = 0.3
@@ -56,10 +57,10 @@ class Faces:
     size_px: int = 299
     """Side of the square crop."""
     crops: str = "png"
-    """Crops kept in the table: png (lossless), jpeg:QUALITY, or none."""
+    """Format of the crops in the table: png (lossless), jpeg:QUALITY, or none."""
     equalize: str = ""
-    """SIZE:QUALITY, such as 512:90: first make all frames squares of that many pixels, once compressed as JPEG. For
-    datasets whose real and fake files differ in size or format, which a detector would learn instead."""
+    """SIZE:QUALITY, such as 512:90: first resize every frame to a square of SIZE pixels and compress it as JPEG. For
+    datasets whose real and fake files differ in size or format, which a detector would learn to tell apart."""
 
     def __post_init__(self) -> None:
         crop.check_format(self.crops)
@@ -80,33 +81,33 @@ class Features:
     weights: str = "imagenet"
     """imagenet, random, or the path or URI of a state dict."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the device computes it natively."""
+    """auto: bfloat16 where the device supports it natively."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Decode, crop and feature every video of a run."""
+    """Decode every video of a run, crop its faces and compute their features."""
 
     out: str
     """Run folder, local or s3://...: reads OUT/videos, writes OUT/faces."""
     manifest: str = ""
-    """Another `videos` table to read, such as the distilled one of another run."""
+    """Table of videos to read instead of OUT/videos, such as the distilled set of another run."""
     sample: str = "even:10"
-    """Frames looked at: even:N, every:N, random:N or fps:R; at most 1000 of a video."""
+    """Frames to sample: even:N, every:N, random:N or fps:R; at most 1000 per video."""
     sample_fake: str = ""
-    """The same for videos labelled fake; default: as --sample."""
+    """Frames to sample from videos labelled fake; default: as --sample."""
     faces: Faces = field(default_factory=Faces)
     features: Features = field(default_factory=Features)
     feature_workers: int = 0
-    """Processes that run the backbone; 0: one per GPU, without GPUs one per node."""
+    """Processes that run the backbone. 0: one per GPU, or without GPUs one per node."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if the cluster has any now; cuda: GPUs, even if their nodes have yet to start."""
     timeout_s: float = 300
-    """Seconds that one video may take."""
+    """Time limit per video, in seconds."""
     memory_mib: int = 2048
-    """Memory that the decoding of one video may take, in MiB."""
+    """Memory limit for decoding one video, in MiB."""
     retry_failed: bool = False
-    """Do videos again that failed (decode_error, crashed, timeout) in an earlier run."""
+    """Process videos again that failed (decode_error, crashed, timeout) in an earlier run."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -117,7 +118,7 @@ class Config:
 
 
 def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Runs the pipeline on the connected Ray cluster and returns the job's summary.
+    """Runs the pipeline on Ray, if anything is missing, and returns the job's summary.
 
     Args:
         config: what to do.
@@ -136,7 +137,7 @@ def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[st
     out = storage.absolute(storage.join(config.out, "faces"))
 
     with tables.sole_writer(out) as claim:
-        ledger = tables.read_ledger(out, settings, lambda line: print(line, file=sys.stderr))
+        ledger = tables.read_ledger(out, settings)
         if config.retry_failed:
             storage.delete(storage.join(out, tables.INFO))
             print(f"dropped {tables.drop_failed(out, settings)} failed rows to do them again", file=sys.stderr)
@@ -144,18 +145,19 @@ def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[st
         pending = videos.filter(pc.invert(pc.is_in(videos["video_id"], ledger["video_id"])))
         if not len(pending) and tables.read_info(out):
             return _summary(out, Counter(tables.count_values(ledger["status"])), len(ledger), 0, began)
+        connect()
         storage.delete(storage.join(out, tables.INFO))
         totals = dict.fromkeys(COUNTED, 0.0)
         statuses = Counter(tables.count_values(ledger["status"]))
         with Progress("extract", len(pending), unit="videos") as progress:
             for batch in _stream(config, pending, state, schema, settings, claim) if len(pending) else ():
                 for name in totals:
-                    totals[name] += float(np.sum(batch[name]))
-                statuses.update(batch["status"].tolist())
+                    totals[name] += pc.sum(batch[name]).as_py() or 0
+                statuses.update(batch["status"].to_pylist())
                 failed = statuses.total() - statuses["ok"]
-                progress.advance(len(batch["status"]), f"{failed} without faces" if failed else "")
+                progress.advance(len(batch), f"{failed} without faces" if failed else "")
                 if on_part:
-                    on_part(len(batch["status"]))
+                    on_part(len(batch))
         claim.check()
         info = {"counts": dict(statuses.most_common()), "seconds": time.monotonic() - began}
         tables.write_info(out, settings, num_rows=statuses.total(), num_new=len(pending), stages=totals, **info)
@@ -182,36 +184,21 @@ def _stream(
     schema: pa.Schema,
     settings: dict[str, Any],
     claim: tables.Claim,
-) -> Iterator[dict[str, Any]]:
-    """Runs the stages; yields, for each part written, arrays of its columns status and COUNTED."""
+) -> Iterator[pa.Table]:
+    """Runs the stages; yields, for each part written, its columns status and COUNTED."""
     import ray
-    import ray.data
 
     growth = Growth(config.budget.max_nodes, use_gpu(config.device))
-    bound_queues(growth)
-    features = config.features
-    columns = pending.select(["video_id", "uri", "label"])
     weights = ray.put(state)  # read once, handed to every actor by the object store
-    dataset = (
-        # from_arrow would run a task for each of them first, and the cluster grow for these.
-        ray.data.from_blocks(in_blocks(columns, growth.cpus_for(len(pending))))
-        .map_batches(
-            partial(look_stage, config=config),
-            batch_format="pyarrow",
-            batch_size=None,  # the block: rows leave one by one as they are done
-            num_cpus=1,
-            max_retries=ATTEMPTS,
-        )
-        .map_batches(
-            FeatureStage,  # writes as well: a stage of its own for that would start more processes on each node
-            fn_constructor_args=(weights, features.backbone, features.precision, schema, settings, claim),
-            batch_format="pyarrow",
-            batch_size=VIDEOS_PER_PART,
-            **network_actors(config.feature_workers, len(pending), growth),
-        )
+    return through_actors(
+        in_blocks(pending.select(["video_id", "uri", "label"]), growth.cpus_for(len(pending))),
+        partial(look_stage, config=config),
+        FeatureStage,  # writes as well: a stage of its own for that would start more processes on each node
+        (weights, config.features.backbone, config.features.precision, schema, settings, claim),
+        VIDEOS_PER_PART,
+        config.feature_workers,
+        growth,
     )
-    with demand(growth, len(pending)):
-        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
 def look_stage(videos: pa.Table, config: Config) -> Iterator[pa.Table]:

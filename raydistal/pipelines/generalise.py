@@ -36,22 +36,22 @@ PROTOCOL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Train detectors without the fakes of a method; tell how they find them."""
+    """Train without one method's fakes; measure how well detectors find them."""
 
     data: str
     """Run folder with the tables videos and faces, local or s3://..."""
     out: str
     """Folder for the detectors, their evaluation and the table."""
     architectures: tuple[str, ...]
-    """Such as xception, densenet121, efficientnet_b0; or timm:NAME."""
+    """Networks, such as xception, densenet121, efficientnet_b0, or timm:NAME."""
     methods: tuple[str, ...] = ()
-    """Methods to leave out, one at a time. None given: all that there are fakes of in train."""
+    """Methods to leave out, one at a time; default: every method with fakes in train."""
     seeds: int = 3
     """Trainings of each architecture with and without each method."""
     split: str = "test"
-    """Where all detectors are measured."""
+    """Split on which all detectors are evaluated."""
     margin: float = 0.02
-    """What the AUC of a method may lose by leaving it out to count as non-inferior; 0.02 is 2 points."""
+    """Non-inferiority margin: what the AUC of a method may lose when it is left out; 0.02 is 2 points."""
     limits: Limits = field(default_factory=Limits)
     training: Training = field(default_factory=Training)
     budget: Budget = field(default_factory=Budget)
@@ -150,8 +150,8 @@ def _methods(config: Config, learnt: set[str], tested: set[str]) -> list[str]:
         raise UserError(f"--methods: no fakes of {unknown[0]!r} in train. Methods: {', '.join(there) or 'none'}")
     if len(learnt) < 2:
         raise UserError(
-            f"the fakes in train of {config.data} are all of one method, {', '.join(learnt)}: leaving one out needs "
-            "two. Name them in a manifest, or index a dataset that has several."
+            f"leaving one method out needs fakes of two in train of {config.data}, which has those of "
+            f"{', '.join(learnt) or 'none'}. Name them in a manifest, or index a dataset that has several."
         )
     if untested := sorted(set(methods) - tested):
         raise UserError(

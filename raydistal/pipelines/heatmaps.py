@@ -1,4 +1,4 @@
-"""detectors, a run -> OUT/heatmaps, OUT/report: where in the faces of a split each detector finds what speaks for fake.
+"""detectors, a run -> OUT/heatmaps, OUT/report: which parts of the faces of a split make each detector call them fake.
 
     faces -> decode crops (CPU tasks) -> maps of every face by all detectors (actors, GPU if there is one)
           -> the mean map of the real faces and of each method; the maps of a few faces -> report
@@ -8,7 +8,7 @@ CKD (Li et al. 2022), figure 3. Nothing is kept of a run that is stopped; one th
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, Growth
-from raydistal.pipelines.streaming import crops_of, look_at_faces, parts_of, start_torch, use_gpu
+from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch, use_gpu, with_parts
 from raydistal.pipelines.telemetry import measured
 from raydistal.progress import Progress
 
@@ -50,27 +51,27 @@ PARTIAL = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Show where in a face detectors find what speaks for fake."""
+    """Show which parts of a face make detectors call it fake."""
 
     detectors: tuple[str, ...]
-    """Detector directories, local or s3://... An exported one is explained by the detector that it was made from."""
+    """Detector directories, local or s3://... An exported one is explained by the one that it was exported from."""
     data: str
     """Run folder with the tables videos and faces."""
     out: str
     """Folder to write: OUT/heatmaps, OUT/report."""
     split: str = "test"
-    """Videos whose faces are looked at."""
+    """Split whose faces are analysed."""
     faces: int = 18
-    """Faces shown one by one, as many real ones as of each method, of as many groups as can be. The means are over all
-    faces of the split."""
+    """Faces shown one by one: as many real ones as of each method, from as many groups as possible. The mean maps are
+    over all faces of the split."""
     seed: int = 0
-    """Of the choice of these."""
+    """Seed of the choice of these faces."""
     num_workers: int = 0
-    """Processes that run the detectors; 0: one per GPU, without GPUs one per node."""
+    """Processes that run the detectors. 0: one per GPU, or without GPUs one per node."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if the cluster has any now; cuda: GPUs, even if their nodes have yet to start."""
     batch_size: int = 64
-    """Faces that go through a network together."""
+    """Faces per forward pass."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -95,7 +96,7 @@ class Asked(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Makes the maps on the connected Ray cluster, unless they are there; writes the page, returns the summary.
+    """Makes the maps on Ray, unless they are there; writes the page, returns the summary.
 
     Raises:
         UserError: no such detector, one that gives no maps, no crops, unfinished faces, a split without labelled
@@ -107,7 +108,7 @@ def run(config: Config) -> dict[str, Any]:
     asked = _asked(config)
     out = storage.absolute(config.out)
     with tables.sole_writer(out) as claim:
-        if not _is_there(out, asked):
+        if tables.read_info(storage.join(out, "heatmaps")).get("fingerprint") != tables.fingerprint(asked.settings):
             shown = _choose(config, asked.videos)
             rows = _look(config, asked, shown)
             claim.check()
@@ -118,42 +119,28 @@ def run(config: Config) -> dict[str, Any]:
     return counts | {"seconds": round(time.monotonic() - began, 1), "report": page}
 
 
-def is_looked(config: Config) -> bool:
-    """True if a run would only draw the page, which needs no cluster. Raises UserError as `run`."""
-    return _is_there(storage.absolute(config.out), _asked(config))
-
-
 def _about(asked: Asked) -> dict[str, Any]:
     datasets = sorted(set(asked.videos["dataset"].to_pylist()))
     told = {"datasets": datasets, "synthetic": schemas.SYNTHETIC in datasets}
     return told | {"location": asked.settings["data"], "num_videos": len(asked.videos)}
 
 
-def _is_there(out: str, asked: Asked) -> bool:
-    found = tables.read_info(storage.join(out, "heatmaps")).get("fingerprint")
-    return bool(found == tables.fingerprint(asked.settings))
-
-
 def _asked(config: Config) -> Asked:
     if storage.absolute(config.out) in map(storage.absolute, (*config.detectors, config.data)):
         raise UserError(f"--out {config.out} is one of the folders to read: its report would be lost. Use another.")
-    videos = tables.read_table(storage.join(config.data, "videos"), "index")
+    columns = ["video_id", "dataset", "label", "method", "group_id", "split"]
+    videos = tables.read_table(storage.join(config.data, "videos"), "index", columns)
     videos = videos.filter(pc.and_(pc.equal(videos["split"], config.split), pc.is_valid(videos["label"])))
     if not len(videos):
         raise UserError(f"split {config.split!r} of {config.data} has no labelled videos. See --split.")
     names = storage.distinct_names("--detectors", config.detectors)
     detectors = [_told(location, name, videos) for location, name in zip(config.detectors, names, strict=True)]
     faces = tables.faces_info(config.data, with_crops=True)
-    part_V = parts_of(storage.join(config.data, "faces"), videos["video_id"])
-    if part_V.null_count:
-        raise UserError(
-            f"{part_V.null_count} videos of split {config.split!r} have no row in the faces of {config.data}. "
-            f"Run: raydistal extract --out {config.data}"
-        )
+    videos = with_parts(config.data, videos, f"split {config.split!r}")
     is_real = pc.equal(videos["label"], 0)
     slice_V = pc.if_else(is_real, "real", pc.fill_null(videos["method"], UNKNOWN))
-    videos = videos.select(["video_id", "dataset", "label", "group_id"])
-    videos = videos.append_column("slice", slice_V).append_column("part", part_V).sort_by("video_id").combine_chunks()
+    videos = videos.select(["video_id", "dataset", "label", "group_id", "part"])
+    videos = videos.append_column("slice", slice_V).sort_by("video_id").combine_chunks()
     settings = {
         "detectors": [[one["name"], one["location"], one["model_id"]] for one in detectors],
         "data": storage.absolute(config.data),
@@ -217,7 +204,7 @@ def _choose(config: Config, videos: pa.Table) -> dict[str, int]:
     return shown
 
 
-def slices(names: Any) -> list[str]:
+def slices(names: Iterable[str]) -> list[str]:
     """Sorted, real first."""
     return sorted(names, key=lambda name: (name != "real", name))
 
@@ -226,6 +213,7 @@ def _look(config: Config, asked: Asked, shown: dict[str, int]) -> list[dict[str,
     """Rows of HEATMAPS: of each detector the mean and the faces of each slice, in the order in which they are shown."""
     sums: dict[tuple[int, str], Sum] = defaultdict(Sum)
     single: dict[tuple[int, str], dict[str, Any]] = {}
+    connect()
     with Progress("heatmaps", len(asked.videos), unit="videos") as progress:
         for batch in _stream(config, asked, shown):
             rows = batch.to_pylist()

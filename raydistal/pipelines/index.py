@@ -4,7 +4,6 @@ import dataclasses
 import posixpath
 import sys
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from raydistal import schemas, storage, tables
 from raydistal.datasets import layout, layouts, splits
@@ -13,7 +12,7 @@ from raydistal.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which videos there are, what is known of them, and how they are split."""
+    """List the videos of a dataset with their labels, methods, groups and splits."""
 
     videos: str
     """Folder or URI of the dataset, or a manifest (.csv, .parquet)."""
@@ -22,13 +21,13 @@ class Config:
     dataset: str = ""
     """Name of the dataset, part of every video_id; default: the name of its folder."""
     layout: Literal["auto", "manifest", layouts.Name] = "auto"
-    """Arrangement of the files; auto finds it."""
+    """Layout of the dataset; auto detects it."""
     compression: str = ""
-    """FaceForensics++ only: raw (or c0), c23 or c40; default: c23, or the only one there."""
+    """FaceForensics++ only: raw (or c0), c23 or c40; default: c23, or the only one present."""
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
     """Shares of train, val and test for groups without an official split; they sum to 1."""
     seed: int = 0
-    """Decides which groups go where; the same seed and videos give the same splits."""
+    """Seed of the assignment of groups to splits; the same seed and videos give the same splits."""
 
     def __post_init__(self) -> None:
         if not self.videos or not self.out:
@@ -37,11 +36,7 @@ class Config:
             raise UserError(f"--dataset {self.dataset!r} must not contain a slash")
         if min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
             raise UserError(f"--split {self.split} must be three shares, none negative, that sum to 1")
-        if storage.is_uri(self.videos) and "@" in urlsplit(self.videos).netloc:
-            raise UserError(
-                "--videos holds credentials, which would be written into the table; set them in the "
-                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-            )
+        storage.refuse_credentials("--videos", self.videos)
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -6,19 +6,18 @@
 What is in the `faces` table is done: a rerun does what is missing, also from another folder.
 """
 
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError, VideoError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget
 from raydistal.pipelines.streaming import in_blocks, num_cpus, on_all_cpus
 from raydistal.progress import Progress
@@ -39,18 +38,15 @@ class Config:
     out: str
     """Run folder: writes OUT/videos, OUT/faces, OUT/distilled."""
     timeout_s: float = 300
-    """Seconds that one video may take."""
+    """Time limit per video, in seconds."""
     memory_mib: int = 2048
-    """Memory that the decoding of one video may take, in MiB."""
+    """Memory limit for decoding one video, in MiB."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or self.memory_mib < 64:
             raise UserError("need --timeout-s above 0 and --memory-mib of at least 64")
-        if storage.is_uri(self.videos) and "@" in urlsplit(self.videos).netloc:
-            raise UserError(
-                "--videos holds credentials, which would be written into the table; set them in the environment"
-            )
+        storage.refuse_credentials("--videos", self.videos)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -69,10 +65,11 @@ def run(config: Config) -> dict[str, Any]:
     settings = shared.about["faces"] | {"backbone": "none", "manifest": shared.digest}
     faces = storage.absolute(storage.join(config.out, "faces"))
     with tables.sole_writer(faces) as claim:
-        _read_ledger(faces, settings)  # refuses another set before anything is removed
+        done = tables.read_ledger(faces, settings)  # refuses another set before anything is removed
         storage.delete(storage.join(faces, tables.INFO))
-        tables.drop_failed(faces, settings)
-        done = _read_ledger(faces, settings)
+        if tables.drop_failed(faces, settings):
+            done = done.filter(pc.is_in(done["status"], pa.array(tables.FINAL)))
+        connect()
         pending = shared.videos.filter(pc.invert(pc.is_in(shared.videos["video_id"], done["video_id"])))
         paths = _locate(config, pending) if len(pending) else []
         uris = pa.array([storage.join(storage.absolute(config.videos), path) for path in paths], pa.string())
@@ -90,10 +87,6 @@ def run(config: Config) -> dict[str, Any]:
         tables.write_info(faces, settings, num_rows=statuses.total(), num_new=len(pending), **info)
     counts = {"videos": statuses.total(), **statuses, "done_before": len(done)}
     return counts | {"seconds": round(time.monotonic() - began, 1), "table": faces}
-
-
-def _read_ledger(faces: str, settings: dict[str, Any]) -> pa.Table:
-    return tables.read_ledger(faces, settings, lambda line: print(line, file=sys.stderr))
 
 
 def _locate(config: Config, pending: pa.Table) -> list[str]:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
 from raydistal.pipelines import extract, index
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.pricing import (
     Node,
     Offer,
@@ -30,7 +31,7 @@ from raydistal.pipelines.pricing import (
     read_prices,
     seconds,
 )
-from raydistal.pipelines.streaming import use_gpu
+from raydistal.pipelines.streaming import num_cpus, use_gpu
 
 MIN_VIDEOS = 32  # four parts of extract
 PER_CPU = 4  # videos for each CPU: all must be at work at once, as they slow each other down
@@ -41,27 +42,27 @@ STORE_SHARE = 4  # streaming lets decoded crops fill a quarter of the object sto
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Run a few videos through the stages of extract; say what all of them will take."""
+    """Run a sample of videos through extract; estimate time and cost for all of them."""
 
     out: str
     """Run folder, local or s3://...: reads OUT/videos, writes OUT/plan."""
     videos: str = ""
-    """Folder or manifest to index into OUT/videos first; default: that is done."""
+    """Folder or manifest to index into OUT/videos first; default: OUT/videos is there already."""
     total: int = 0
-    """Videos of the dataset that is planned for. 0: those of OUT/videos."""
+    """Number of videos to plan for. 0: those of OUT/videos."""
     num_videos: int = 0
-    """Videos to try. 0: one of a hundred, at least 32 and 4 for each CPU."""
+    """Videos to measure. 0: one in a hundred, at least 32 and 4 per CPU."""
     seed: int = 0
-    """Decides which."""
+    """Seed of the sample."""
     prices: str = ""
-    """TOML file with kinds of nodes and what they cost, as cluster/prices.toml; default: nodes as they are here."""
+    """TOML file with node types and their prices, as cluster/prices.toml; default: nodes like this cluster's."""
     nodes: tuple[int, ...] = (1, 4, 16)
-    """Numbers of nodes to tell about: of CPU nodes alone, and of GPU nodes with the CPU nodes that they need."""
+    """Cluster sizes to estimate: of CPU nodes alone, and of GPU nodes with the CPU nodes that keep them busy."""
     gpu_speedup: float = 0.0
-    """Where the cluster has no GPU: how much faster than all CPUs of one of its nodes one computes features. 0: not
-    known, and nothing is said of GPUs."""
+    """For a cluster without GPUs: how many times faster than all CPUs of one node a GPU computes features. 0: not
+    known; nothing is estimated for GPUs."""
     sample: str = "even:10"
-    """Frames looked at, as for extract; also of fakes."""
+    """Frames to sample, as for extract; the same for real and fake videos."""
     faces: extract.Faces = field(default_factory=extract.Faces)
     features: extract.Features = field(default_factory=extract.Features)
 
@@ -97,21 +98,23 @@ class Measured(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measures on the connected Ray cluster, writes OUT/plan, prints it, and returns the summary.
+    """Measures on the Ray cluster, writes OUT/plan, prints it, and returns the summary.
 
     Raises:
         UserError: no videos, bad weights, a price list that cannot be read, or another writer; before any work.
     """
     began = time.monotonic()
-    prices = read_prices(config.prices) if config.prices else Prices((_node_here(),))
+    given = read_prices(config.prices) if config.prices else None
     if config.videos:
         index.run(index.Config(videos=config.videos, out=config.out))
     videos = tables.read_table(storage.join(config.out, "videos"), "index")
     if not len(videos):
         raise UserError(f"{config.out} has no videos. Look at raydistal report --out {config.out}.")
+    connect()
+    prices = given or Prices((_node_here(),))
     place = storage.absolute(storage.join(config.out, "plan"))
     scratch = storage.join(place, "sample")  # where the job itself will write, as that takes its time
-    some = choose(videos, config.num_videos or max(MIN_VIDEOS, len(videos) // 100, PER_CPU * _num_cpus()), config.seed)
+    some = choose(videos, config.num_videos or max(MIN_VIDEOS, len(videos) // 100, PER_CPU * num_cpus()), config.seed)
     with tables.sole_writer(place):
         storage.delete_folder(scratch)  # of a run that was killed
         print(f"plan: trying {len(some)} of {len(videos)} videos", file=sys.stderr)
@@ -122,7 +125,7 @@ def run(config: Config) -> dict[str, Any]:
         sample = _sample(config, measured)
         told = _tell(prices, measured, sample, config.total or len(videos))
         found = offers(prices, sample, told["videos"], config.nodes)
-        table = schemas.conform(pa.Table.from_pylist([offer._asdict() for offer in found], None), schemas.PLAN)
+        table = schemas.conform(pa.Table.from_pylist([offer._asdict() for offer in found]), schemas.PLAN)
         tables.write_table(place, table, dataclasses.asdict(config), **told)
     _print(told, found, prices)
     offered = [{name: value for name, value in offer._asdict().items() if value is not None} for offer in found]
@@ -189,7 +192,7 @@ def _look_all(config: Config, some: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Looks on all CPUs. What `look` returns, of all of them."""
     import ray
 
-    num_tasks = min(_num_cpus(), max(1, len(some) // PER_CPU))
+    num_tasks = min(num_cpus(), max(1, len(some) // PER_CPU))
     chunks = [some.take(np.arange(number, len(some), num_tasks)) for number in range(num_tasks)]
     task = ray.remote(num_cpus=1)(look)
     answers = ray.get([task.remote(chunk, config.to_extract(), -(-NUM_KEPT // num_tasks)) for chunk in chunks])
@@ -241,17 +244,11 @@ def _actor() -> type:
     return Timed
 
 
-def _num_cpus() -> int:
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
 def _node_here() -> Node:
     """The connected cluster as one node."""
     import ray
 
-    return Node("as here", _num_cpus(), int(ray.cluster_resources().get("GPU", 0)))
+    return Node("as here", num_cpus(), int(ray.cluster_resources().get("GPU", 0)))
 
 
 # --- telling

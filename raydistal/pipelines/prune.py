@@ -33,40 +33,40 @@ FACES_AT_ONCE = 16  # when importance is measured: gradients are summed, so the 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Make a detector smaller by pruning it, and train it on."""
+    """Prune a detector and fine-tune what is left."""
 
     detector: str
-    """Detector directory to start from; it stays as it is."""
+    """Detector directory to prune; it is not changed."""
     data: str
     """Run folder with the tables videos and faces, local or s3://..."""
     out: str
     """Detector directory to write."""
     ratio: float
-    """Share to take away, above 0 and below 1; met within 1 %."""
+    """Share to remove, above 0 and below 1; met within 1 %."""
     of: Literal["params", "channels", "macs"] = "params"
     """What the ratio counts: parameters, channels or multiply-accumulates."""
     scope: Literal["global", "local", "isomorphic"] = "global"
-    """global: channels compete with all others; local: every layer loses the same share; isomorphic: they compete with
-    those of layers of the same kind."""
+    """global: all channels compete; local: every layer loses the same share; isomorphic: channels compete within layers
+    of the same kind."""
     steps: int = 5
-    """1: one-shot; more: iterative, with a fine-tuning after each (thesis 5.7.4: 5)."""
+    """Steps of pruning, each followed by fine-tuning. 1: one-shot; more: iterative (thesis 5.7.4: 5)."""
     manifest: str = ""
-    """Learn from the training videos of this table only, such as RUN/distilled; val is always that of the run."""
+    """Train only on the training videos of this table, such as RUN/distilled; val is always that of the run."""
     recipe: str = "finetune"
-    """How it learns after each step."""
+    """Training recipe of the fine-tuning."""
     epochs: int = 0
-    """Of each step. 0: the recipe's."""
+    """Epochs of fine-tuning after each step. 0: the recipe's."""
     batch_size: int = 0
-    """0: the recipe's."""
+    """Faces per step, over all workers. 0: the recipe's."""
     learning_rate: float = 0.0
-    """0: the recipe's."""
+    """Highest learning rate of the schedule. 0: the recipe's."""
     calibration: int = 256
     """Training faces on which importance is measured, half of each class."""
     limits: Limits = field(default_factory=Limits)
     teaching: Teaching = field(default_factory=Teaching)
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
-    """Of the order, the augmentation and the choice of faces."""
+    """Seed of the order of faces, the augmentation and the choice of faces."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -137,8 +137,7 @@ def _faces(config: Config, size_px: int) -> tuple["Source", dict[str, pa.Table]]
     columns = ["video_id", "label", "method", "split"]
     videos = tables.read_table(config.manifest or storage.join(config.data, "videos"), "index", columns)
     videos = videos.filter(pc.equal(videos["split"], "train")).filter(pc.field("label").is_valid())
-    is_out = pc.is_in(videos["method"], value_set=pa.array(config.limits.leave_out, pa.string()))
-    videos = videos.filter(pc.or_(pc.invert(is_out), pc.equal(videos["label"], 0))).combine_chunks()
+    videos = train.without_fakes(videos, config.limits.leave_out).combine_chunks()
     faces = choose(list_faces(config.data, videos), config.limits, config.seed)
     calibration = choose(faces, Limits(max_faces=config.calibration), config.seed)
     if min(tables.count_classes(calibration["label"])) == 0:
@@ -157,7 +156,7 @@ def _settings(config: Config, model_id: str, faces: dict[str, pa.Table]) -> dict
     return {
         "detector": model_id,
         **{name: getattr(config, name) for name in ("ratio", "of", "scope", "steps", "seed")},
-        **dataclasses.asdict(training.full_recipe()),
+        **training.full_recipe().settings(),
         "teaching": teaching if config.teaching.teachers else None,
         **{f"{name}_faces": fingerprint(examples) for name, examples in faces.items()},
     }

@@ -1,4 +1,4 @@
-"""How far a job may go: what it asks an autoscaling cluster for, and when it ends by itself.
+"""Limits of a job: what it asks an autoscaling cluster for, and when it stops by itself.
 
 Trainings, trials and actors that wait for a CPU or a GPU make a cluster grow by waiting. Decoding does not: few of its
 tasks wait, as what they decode must find room. `demand` asks for it.
@@ -24,28 +24,28 @@ LOOK_EVERY_S = 5.0  # as the autoscaler does; Ray Data overwrites what is asked 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a job may take. What it has finished when it must stop is kept: the same command goes on."""
+    """Limits of a job. Finished work is kept when it stops: the same command resumes it."""
 
     max_hours: float = 0.0
-    """Hours after which it stops. 0: no limit."""
+    """Stop after this many hours. 0: no limit."""
     max_nodes: int = 0
-    """Nodes, with the head, up to which it makes an autoscaling cluster grow. 0: as far as the cluster may."""
+    """Nodes, including the head, that an autoscaling cluster may grow to. 0: the cluster's own limit."""
     idle_minutes: float = 0.0
-    """Minutes without a sign of progress after which it stops: a video, a batch, the epoch of a trial, a training of
-    several. 0: it waits for ever, such as for nodes that never come."""
+    """Stop after this many minutes without progress: no finished video, batch, epoch of a trial or training of several.
+    0: wait for ever, even for nodes that never come."""
 
     def __post_init__(self) -> None:
         if min(self.max_hours, self.max_nodes, self.idle_minutes) < 0:
             raise UserError("need --max-hours, --max-nodes and --idle-minutes of 0 or more")
 
     def overrun(self, began: float) -> str:
-        """Why a job must stop that began then; "" if it need not."""
+        """Why a job that began at `began`, on the monotonic clock, must stop; "" if it need not."""
         now = time.monotonic()
         if self.max_hours and now - began >= 3600 * self.max_hours:
-            return f"--max-hours {self.max_hours:g} are over"
+            return f"it reached --max-hours {self.max_hours:g}"
         last, what = progress.last_sign()
         if self.idle_minutes and now - max(last, began) >= 60 * self.idle_minutes:
-            return f"nothing came for --idle-minutes {self.idle_minutes:g} after {what or 'the start'}"
+            return f"it made no progress for --idle-minutes {self.idle_minutes:g} after {what or 'the start'}"
         return ""
 
 
@@ -53,7 +53,7 @@ UNLIMITED = Budget()
 
 
 class Stopped(KeyboardInterrupt):
-    """The job was told to end, and takes it as Ctrl-C. str() says why."""
+    """The job was told to stop, which is treated like Ctrl-C. str() says why."""
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def within(budget: Budget) -> Iterator[None]:
 
 
 def tell_wait(who: str, needed: Mapping[str, float]) -> None:
-    """Says so on stderr if the cluster does not have as much yet."""
+    """Says on stderr if the cluster has less than is needed, by the name of the resource."""
     import ray
 
     there = ray.cluster_resources()
@@ -104,7 +104,7 @@ def tell_wait(who: str, needed: Mapping[str, float]) -> None:
 
 
 class Growth:
-    """What a cluster has, and what a job may make of it; looked at from time to time while there is a `demand`.
+    """The size of a cluster, and the size that a job may grow it to; updated while there is a `demand`.
 
     Args:
         max_nodes: as in the budget.
@@ -120,7 +120,7 @@ class Growth:
             self.look()
 
     def look(self) -> None:
-        """Looks again."""
+        """Updates the numbers from the cluster."""
         import ray
 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]

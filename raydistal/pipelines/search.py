@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import teach
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.live import Live, grid
 from raydistal.pipelines.scaling import Budget, Growth, tell_wait
 from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
@@ -59,27 +59,27 @@ class Config:
     out: str
     """Folder for the trials, their detectors and the report."""
     architecture: str
-    """Such as efficientnet_lite0, mobilenetv3_small; or timm:NAME."""
+    """Network, such as efficientnet_lite0, mobilenetv3_small, or timm:NAME."""
     space: tuple[str, ...]
     """What to vary: data, prune, alpha, temperature, kd_weight, tau, negatives or bits, each as NAME=VALUE,VALUE...,
     NAME=LOW..HIGH or NAME=LOW..HIGH:STEP, such as alpha=0,0.25,0.5,0.75,1 prune=0.2..0.6 bits=32,8."""
     strategy: Literal["grid", "tpe", "pareto", "bisect"] = "grid"
-    """grid: every point; tpe: where the metric promises to be best; pareto: metric against --cost and share of data;
+    """grid: every point; tpe: Bayesian optimization of the metric; pareto: the metric against --cost and share of data;
     bisect: the largest prune ratio that keeps --floor, or the smallest share of data that is as good as all of it."""
     num_trials: int = 30
-    """Points of tpe and pareto."""
+    """Points that tpe and pareto try."""
     seeds: int = 1
     """Trainings of each point."""
     metric: Literal["accuracy", "auc"] = "accuracy"
-    """What is to be high; on the faces of val, data bisection on its videos."""
+    """Metric to maximize, on the faces of val; for a bisection over data, on its videos."""
     cost: Literal["size_mb", "macs", "num_params"] = "size_mb"
-    """What is to be low."""
+    """Cost to minimize."""
     floor: float = 0.0
-    """Of bisect prune: what the metric must not fall below; 0.9 is 90 points."""
+    """For a bisection over prune: the lowest metric allowed; 0.9 is 90 points."""
     margin: float = 0.02
-    """Of bisect data: what may be lost against all of the data to count as non-inferior; 0.02 is 2 points."""
+    """For a bisection over data: non-inferiority margin against all of the data; 0.02 is 2 points."""
     stop_early: bool = False
-    """Of grid and tpe: stop trainings that fall behind others (ASHA)."""
+    """For grid and tpe: stop trainings that fall behind others (ASHA)."""
     gpus: float = 1.0
     """Share of a GPU of each trial, if the cluster has any: with 0.25, four trials use one."""
     training: Training = field(default_factory=Training)
@@ -161,6 +161,7 @@ def run(config: Config) -> dict[str, Any]:
     settings = _settings(config, videos)
     with tables.sole_writer(place) as claim:
         known = _read_rows(place, settings)
+        connect()
         _keep_ranking(config, videos)
         _teach(config)
         job = _job(config, videos.filter(pc.equal(videos["split"], "val")))
@@ -233,7 +234,7 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
         "architecture": config.architecture,
         "input_px": detector.input_px,
         "weights_digest": state_digest(detector.state_dict()),
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipe.settings(),
         "teachers": sorted(teacher.model_id for teacher in find_teachers(config.teaching.teachers)),
         "teaching": {name: value for name, value in teaching.items() if name not in {*spaces.QUANTITIES, "teachers"}},
         "pruning": dataclasses.asdict(config.pruning),
@@ -245,9 +246,8 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
 def _read_rows(place: str, settings: dict[str, Any]) -> list[Row]:
     """What earlier runs left. Raises UserError if it was made with other settings."""
     rows: list[Row] = []
-    for name in tables.part_names(place):
-        filesystem, path = storage.resolve(storage.join(place, name))
-        table = pq.read_table(path, filesystem=filesystem)
+    names = tables.part_names(place)
+    for name, table in zip(names, tables.read_parts(place, names), strict=True):
         tables.refuse_other_config(place, name, json.loads(table.schema.metadata[b"raydistal"]), settings)
         rows += table.to_pylist()
     return rows

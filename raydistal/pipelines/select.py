@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import UserError
-from raydistal.pipelines.streaming import ATTEMPTS
+from raydistal.pipelines.connection import connect
+from raydistal.pipelines.streaming import ATTEMPTS, num_cpus
 from raydistal.progress import Progress
 from raydistal.selection.ranking import Arrange
 from raydistal.selection.uncertainty import ProbeStrategy, Strategy
@@ -45,23 +46,25 @@ class Config:
     out: str
     """Run folder: reads OUT/videos and OUT/faces, writes the other tables beside them."""
     manifest: str = ""
-    """Another `videos` table to choose from; default: OUT/videos."""
+    """Table of videos to choose from instead of OUT/videos."""
     ratio: float = 0.2
     """Share of the videos to keep (K_dist = r % of K)."""
     frames: int = 500
-    """Representative frames to find, half of each class (E)."""
+    """Representative frames to select, half of each class (E)."""
     strategy: Strategy = "entropy"
-    """What makes a frame worth having. random is the baseline to hold every other against."""
+    """How frames are scored. random is the baseline to compare the others with."""
     arrange: Arrange = "frequency"
-    """frequency: as in the paper; balanced: real and fake in turn; groups: a real and its fakes stay together."""
+    """frequency: as in the paper; balanced: real and fake videos alternate; groups: a real video and its fakes stay
+    together."""
     rounds: int = 1
-    """1: as in the paper; more: retrain on what was selected so far, score the rest, select again."""
+    """Rounds of active learning. 1: as in the paper; more: retrain the probe on the frames selected so far, score the
+    rest and select again."""
     split: str = "train"
-    """The split that is distilled; the others are for measuring."""
+    """Split to distil; the others are kept for evaluation."""
     folds: int = 5
-    """Probes, each blind to one part of the groups, which it scores."""
+    """Cross-validation folds: each probe scores the groups that it was not trained on."""
     seed: int = 0
-    """Of random choices."""
+    """Seed of all random choices."""
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
@@ -106,12 +109,6 @@ def run(config: Config) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "table": place["distilled"],
     }
-
-
-def is_ranked(config: Config) -> bool:
-    """True if a run would only cut the ranking that is there, which needs no cluster. Raises UserError as `run`."""
-    settings = _settings(config, _videos(config))
-    return _is_current(storage.join(config.out, "ranking"), settings["ranking"])
 
 
 def _videos(config: Config) -> pa.Table:
@@ -351,12 +348,12 @@ def _over_parts(
     The first of the arguments is a table of videos; the function gets those of the task, and others have no part in it.
     With `write_to` (a table and its config) the rows become a part of that table, and only video_id comes back.
     """
+    connect()
     import ray
 
     location = storage.absolute(storage.join(config.out, "faces"))
     names = tables.part_names(location)
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    num_tasks = min(len(names), max(4 * num_cpus, len(names) // PARTS_PER_TASK))
+    num_tasks = min(len(names), max(4 * num_cpus(), len(names) // PARTS_PER_TASK))
     columns = ["video_id", "frame_index", *(["feature"] if with_features else [])]
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(_over_some_parts)
     shared = ray.put((function, arguments, write_to))  # once, not with every task

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
 from raydistal.errors import MissingError, UserError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget
-from raydistal.pipelines.streaming import by_batches, by_parts, in_blocks, num_cpus, on_all_cpus, parts_of
+from raydistal.pipelines.streaming import by_batches, by_parts, in_blocks, num_cpus, on_all_cpus, with_parts
 from raydistal.progress import Progress
 
 VIDEOS_PER_READ = 16
@@ -35,9 +36,9 @@ class Config:
     out: str
     """File to write, such as set.parquet; local or s3://..."""
     manifest: str = ""
-    """Another table of videos to share than RUN/distilled."""
+    """Table of videos to share instead of RUN/distilled."""
     also: tuple[Literal["val", "test"], ...] = ()
-    """Splits of RUN/videos that go along whole, for those who want to choose and measure as you did."""
+    """Splits of RUN/videos to include whole, so that others can validate and test as you did."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -60,13 +61,8 @@ def run(config: Config) -> dict[str, Any]:
     info = tables.faces_info(config.data, with_crops=True)
     about = manifest.describe(info, tables.read_info(chosen_by).get("config", {}))
     faces = storage.absolute(storage.join(config.data, "faces"))
-    videos = _videos(config, chosen_by)
-    videos = videos.append_column("part", parts_of(faces, videos["video_id"]))
-    if videos["part"].null_count:
-        raise UserError(
-            f"{videos['part'].null_count} videos of {chosen_by} have no row in {faces}. "
-            f"Run: raydistal extract --out {config.data}"
-        )
+    videos = with_parts(config.data, _videos(config, chosen_by), chosen_by)
+    connect()
     sources = _digest_sources(config, storage.absolute(storage.join(config.data, "sources")), videos)
     left_out = videos.filter(pc.invert(pc.is_in(videos["video_id"], sources["video_id"])))
     if len(left_out):
@@ -77,7 +73,7 @@ def run(config: Config) -> dict[str, Any]:
         )
     videos = videos.join(sources.drop_columns(["status", "error"]), "video_id", join_type="inner")
     if not len(videos):
-        raise UserError(f"none of the files of {chosen_by} can be read. Share where the dataset is.")
+        raise UserError(f"none of the files of {chosen_by} can be read. Run share where the dataset is.")
     shared = _with_faces(config, videos.combine_chunks(), faces, info["config"]["size_px"])
     content = manifest.to_bytes(shared, about)
     storage.write_bytes(config.out, content)
@@ -111,17 +107,16 @@ def _videos(config: Config, chosen_by: str) -> pa.Table:
 def _digest_sources(config: Config, location: str, videos: pa.Table) -> pa.Table:
     """SOURCES of those videos that can be read; digests what an earlier run did not."""
     with tables.sole_writer(location) as claim:
-        tables.read_ledger(location, LEDGER, lambda line: print(line, file=sys.stderr))
-        tables.drop_failed(location, LEDGER)
-        ledger = tables.read_ledger(location, LEDGER, lambda line: print(line, file=sys.stderr))
+        ledger = tables.read_ledger(location, LEDGER)
+        if tables.drop_failed(location, LEDGER):
+            ledger = ledger.filter(pc.equal(ledger["status"], "ok"))
         pending = videos.filter(pc.invert(pc.is_in(videos["video_id"], ledger["video_id"])))
         with Progress("share: digest", len(pending), unit="videos") as progress:
             blocks = in_blocks(pending.select(["video_id", "uri"]), num_cpus())
             for written in on_all_cpus(blocks, partial(digest_stage, claim=claim), config.budget.max_nodes):
                 progress.advance(len(written))
         claim.check()
-        num_rows = len(ledger) + len(pending)
-        tables.write_info(location, LEDGER, num_rows=num_rows)
+        tables.write_info(location, LEDGER, num_rows=len(ledger) + len(pending))
     sources = tables.read_table(location, "share")
     is_wanted = pc.is_in(sources["video_id"], value_set=videos["video_id"].combine_chunks())
     return sources.filter(pc.and_(is_wanted, pc.equal(sources["status"], "ok")))

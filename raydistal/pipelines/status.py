@@ -30,14 +30,13 @@ WINDOW_S = 600  # that the rate is taken from
 NUM_REASONS = 5
 STALE_S = tables.BEAT_S * tables.BEATS_UNTIL_STALE
 DETECTOR, CHECKPOINT = "detector.json", "checkpoint.pt"
-WHOLE = ("ranking", "distilled", "metrics", "comparison", "generalisation")  # written in one go
 MANY = ("teaching", "scores")  # folders of tables that a job fills side by side
 POINT = ("set", "data", "prune", "alpha", "temperature", "kd_weight", "tau", "negatives", "bits", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """See how far a job is, by its folder alone: while it runs, and after."""
+    """Show how far a job is, from its folder alone, while it runs and afterwards."""
 
     out: str
     """The --out of a verb, local or s3://...: a run, a detector, a search, an evaluation, a comparison, verdicts."""
@@ -68,9 +67,9 @@ def run(config: Config) -> Told:
         if begun := {path.split("/")[1] for path in names if path.startswith(f"{name}/") and path.count("/") == 2}:
             complete = begun & {path.split("/")[1] for path in names if path.endswith(f"/{tables.INFO}")}
             found[name] = {"begun": len(begun), "complete": len(complete)}
-    for name in WHOLE:
-        if name in tops and (info := tables.read_info(storage.join(out, name))):
-            found[name] = {"rows": info["num_rows"]}
+    for name in sorted(tops - found.keys()):
+        if f"{name}/{tables.INFO}" in names and (info := tables.read_info(storage.join(out, name))):
+            found[name] = {"rows": info["num_rows"]}  # a table that is written in one go
     if {DETECTOR, CHECKPOINT} & tops:
         found["detector"] = _finished(out) if DETECTOR in tops else _under_way(out)
     finished, begun = (
@@ -141,14 +140,8 @@ def _faces(location: str, num_videos: int | None, is_alive: bool) -> Told:
 
 def _written_s(location: str) -> dict[str, float]:
     """When each part of a table was written, in seconds since 1970 by the clock of the store."""
-    filesystem, path = storage.resolve(location)
-    names = tables.part_names(location)
-    if isinstance(filesystem, fs.LocalFileSystem):  # its selector stops at a file that vanishes
-        infos = filesystem.get_file_info([f"{path}/{name}" for name in names])
-    else:  # one request for a thousand of them
-        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    known = {info.base_name: info.mtime_ns * 1e-9 for info in infos if info.type == fs.FileType.File}
-    return {name: known[name] for name in names if name in known}
+    infos = storage.infos(location, tables.part_names(location))
+    return {info.base_name: info.mtime_ns * 1e-9 for info in infos if info.type == fs.FileType.File}
 
 
 def _read(location: str, name: str, columns: list[str] | None = None) -> pa.Table | None:
@@ -285,7 +278,11 @@ def _lines(found: Told) -> list[tuple[str, list[str]]]:
     for name in MANY:
         if many := found.get(name):
             said.append((name, [f"{many['complete']} of {many['begun']} tables complete"]))
-    said += [(name, [f"complete, {found[name]['rows']} rows"]) for name in WHOLE if name in found]
+    said += [
+        (name, [f"complete, {told['rows']} rows"])
+        for name, told in found.items()
+        if isinstance(told, dict) and "rows" in told
+    ]
     return [*said, *(("job", [_of_writer(writer)]) for writer in found.get("writers", []))]
 
 

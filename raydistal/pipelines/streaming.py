@@ -98,7 +98,35 @@ def look_at_faces(
         stage_arguments: what it is made with.
         videos_per_call: rows that the stage gets at once.
         num_workers: as for `network_actors`.
-        growth: of the connected cluster.
+        growth: of the cluster.
+
+    Raises:
+        UserError: as the stage raises it.
+    """
+    decode = partial(decode_stage, faces=faces, sizes_px=sizes_px, verb=stage.__module__.rpartition(".")[2])
+    blocks = by_parts(videos, growth.cpus_for(len(videos)))
+    return through_actors(blocks, decode, stage, stage_arguments, videos_per_call, num_workers, growth)
+
+
+def through_actors(
+    blocks: list[pa.Table],
+    look: Callable[[pa.Table], Iterator[pa.Table]],
+    stage: type,
+    stage_arguments: tuple[Any, ...],
+    videos_per_call: int,
+    num_workers: int,
+    growth: Growth,
+) -> Iterator[pa.Table]:
+    """`blocks` of videos -> a task for each, `look`, on all CPUs -> the actors `stage` -> what they give.
+
+    Args:
+        blocks: rows of videos.
+        look: gives a row for each row of a block.
+        stage: class of an actor that holds networks; called with some rows of `look`.
+        stage_arguments: as for `look_at_faces`, with the next three.
+        videos_per_call: rows that the stage gets at once.
+        num_workers: as for `network_actors`.
+        growth: of the cluster.
 
     Raises:
         UserError: as the stage raises it.
@@ -106,10 +134,12 @@ def look_at_faces(
     import ray.data
 
     bound_queues(growth)
+    num_videos = sum(map(len, blocks))
     dataset = (
-        ray.data.from_blocks(by_parts(videos, growth.cpus_for(len(videos))))
+        # from_arrow would run a task for each of them first, and the cluster grow for these.
+        ray.data.from_blocks(blocks)
         .map_batches(
-            partial(decode_stage, faces=faces, sizes_px=sizes_px, verb=stage.__module__.rpartition(".")[2]),
+            look,
             batch_format="pyarrow",
             batch_size=None,  # the block: rows leave one by one as they are done
             num_cpus=1,
@@ -120,11 +150,11 @@ def look_at_faces(
             fn_constructor_args=stage_arguments,
             batch_format="pyarrow",
             batch_size=videos_per_call,
-            **network_actors(num_workers, len(videos), growth),
+            **network_actors(num_workers, num_videos, growth),
         )
     )
     try:
-        with demand(growth, len(videos)):
+        with demand(growth, num_videos):
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     except UserError as error:  # from a worker, with its traceback
         raise getattr(error, "cause", error) from None
@@ -149,7 +179,7 @@ def num_cpus() -> int:
     """Of the connected cluster."""
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 1))
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def on_all_cpus(blocks: list[pa.Table], stage: Callable[[pa.Table], Any], max_nodes: int = 0) -> Iterator[pa.Table]:
@@ -185,6 +215,21 @@ def parts_of(location: str, video_id_V: pa.ChunkedArray) -> pa.ChunkedArray:
         part.append_column("part", pa.array([name] * len(part))) for name, part in zip(names, found, strict=True)
     )
     return rows["part"].take(pc.index_in(video_id_V, value_set=rows["video_id"]))
+
+
+def with_parts(run: str, videos: pa.Table, chosen: str) -> pa.Table:
+    """`videos` with the column part: the name of the part of RUN/faces that holds each; `chosen` says which they are.
+
+    Raises:
+        UserError: a video has no row there.
+    """
+    faces = storage.absolute(storage.join(run, "faces"))
+    part_V = parts_of(faces, videos["video_id"])
+    if part_V.null_count:
+        raise UserError(
+            f"{part_V.null_count} videos of {chosen} have no row in {faces}. Run: raydistal extract --out {run}"
+        )
+    return videos.append_column("part", part_V)
 
 
 def by_parts(videos: pa.Table, num_cpus: int) -> list[pa.Table]:

@@ -43,17 +43,17 @@ class Config:
     address: str = ""
     """Ray's dashboard; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS or http://127.0.0.1:8265."""
     env: tuple[str, ...] = ()
-    """Variable for the job: NAME, with its value here, or NAME=VALUE. No other is sent."""
+    """Environment variable for the job: NAME, with its value here, or NAME=VALUE. No other is sent."""
     wait: bool = True
-    """Follow the log to the end, leave as the job leaves; otherwise only print its id."""
+    """Follow the log to the end and exit as the job does; otherwise only print its id."""
     follow: str = ""
-    """Id of a job that is there already: follow that one, after the connection was lost."""
+    """Id of a submitted job to follow, for example after the connection was lost."""
 
     def __post_init__(self) -> None:
         if bool(self.command) == bool(self.follow):
             raise UserError("say what to run: raydistal submit -- VERB OPTIONS, or which job to --follow; not both")
         if self.follow and (self.env or not self.wait):
-            raise UserError("--follow goes with --address only")
+            raise UserError("--follow can be combined with --address only")
         variables(self.env)
 
 
@@ -234,8 +234,8 @@ def _explained(url: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise UserError(
-            f"{url} wants another token. Set RAY_AUTH_MODE=token, and the cluster's token as RAY_AUTH_TOKEN or the "
-            "file that holds it as RAY_AUTH_TOKEN_PATH."
+            f"{url} does not accept the token. Set RAY_AUTH_MODE=token, and the cluster's token as RAY_AUTH_TOKEN or "
+            "the file that holds it as RAY_AUTH_TOKEN_PATH."
         ) from error
     except (ConnectionError, requests.ConnectionError) as error:
         raise UserError(

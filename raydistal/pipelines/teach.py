@@ -1,9 +1,9 @@
-"""detectors, faces -> teaching: what teachers say of every face, once for all students that they will teach.
+"""detectors, faces -> teaching: the outputs of teachers for every face, computed once for all students.
 
     faces -> decode crops (CPU tasks) -> logits and embeddings by all teachers (actors, GPU if there is one)
           -> a table per teacher, RUN/teaching/MODEL_ID, in parts and rows as those of the faces
 
-A part that is there is done: a rerun does what is missing, and what was said of other faces than there are now.
+A part that is there is done: a rerun does what is missing, and parts that belong to other faces than those there now.
 """
 
 import json
@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raydistal import schemas, storage, tables
 from raydistal.compression.teaching import Teacher, find_teachers
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, Growth
 from raydistal.pipelines.streaming import crops_of, look_at_faces, start_torch, use_gpu
 from raydistal.pipelines.telemetry import measured
@@ -40,20 +40,20 @@ Frames = dict[str, list[int]]  # of each video of a part, by its video_id, in th
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Let teachers look at the faces of a run, for trainings without augmentation."""
+    """Store what teachers say of a run's faces, for training without augmentation."""
 
     teachers: tuple[str, ...]
     """Detector directories, local or s3://..."""
     data: str
     """Run folder with the tables videos and faces; RUN/teaching is written."""
     split: str = "train"
-    """Videos to look at; those of other splits that were looked at before are kept."""
+    """Split to process; what was stored of other splits before is kept."""
     num_workers: int = 0
-    """Processes that run the teachers; 0: one per GPU, without GPUs one per node."""
+    """Processes that run the teachers. 0: one per GPU, or without GPUs one per node."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs if the cluster has any now; cuda: also if nodes with GPUs are yet to start."""
+    """auto: GPUs if the cluster has any now; cuda: GPUs, even if their nodes have yet to start."""
     batch_size: int = 64
-    """Faces that go through a network together."""
+    """Faces per forward pass."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class Work(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Fills the tables, on the connected Ray cluster, and returns the job's summary.
+    """Fills the tables, on Ray if anything is missing, and returns the job's summary.
 
     Raises:
         UserError: no such detector, an exported one, no crops, unfinished faces, an empty split, a crop that is no
@@ -107,12 +107,6 @@ def run(config: Config) -> dict[str, Any]:
     return {"teachings": told, "seconds": round(time.monotonic() - began, 1)}
 
 
-def is_taught(config: Config) -> bool:
-    """True if there is nothing to look at, which needs no cluster. Raises UserError as `run`."""
-    work = _work(config)
-    return not any(work.missing(teaching) for teaching in work.teachings)
-
-
 def _work(config: Config) -> Work:
     teachers = find_teachers(config.teachers)
     info = tables.faces_info(config.data, with_crops=True)
@@ -127,7 +121,7 @@ def _work(config: Config) -> Work:
     teachings = []
     for teacher in teachers:
         location, settings = teacher.table(storage.absolute(config.data)), teacher.settings(info)
-        with ThreadPoolExecutor(16) as pool:  # many small reads: the wait is the store's latency
+        with ThreadPoolExecutor(tables.READERS) as pool:  # many small reads: the wait is the store's latency
             there = dict(zip(names, pool.map(partial(_read, location, settings), names), strict=True))
         teachings.append(TeacherTable(teacher, location, settings, there))
 
@@ -143,9 +137,8 @@ def _work(config: Config) -> Work:
 
 def _read(location: str, settings: dict[str, Any], name: str) -> Frames:
     """What a part holds; {} if it is not there, not readable to the end, or made with other settings."""
-    filesystem, path = storage.resolve(storage.join(location, name))
     try:
-        rows = pq.read_table(path, columns=["video_id", "frame_index"], filesystem=filesystem)
+        rows = tables.read_part(location, name, ["video_id", "frame_index"])
     except (FileNotFoundError, pa.ArrowInvalid):
         return {}
     return _frames(rows) if json.loads(rows.schema.metadata[b"raydistal"]) == settings else {}
@@ -183,6 +176,7 @@ def _teach(config: Config, teachings: list[TeacherTable], work: Work, claim: tab
     write_complete(names)  # those that nobody looks at
     if not len(videos):
         return
+    connect()
     with Progress("teach", len(videos), unit="videos") as progress:
         total = 0
         for rows in _stream(config, videos, detectors):
@@ -193,7 +187,7 @@ def _teach(config: Config, teachings: list[TeacherTable], work: Work, claim: tab
             total += len(rows["frame_index"].combine_chunks().flatten())
             progress.advance(len(rows), f"{total} faces")
     if said:
-        raise RuntimeError(f"{len(said)} parts of the faces were not told whole; run the same command again")
+        raise RuntimeError(f"{len(said)} parts of the faces came back incomplete; run the same command again")
 
 
 def _part(due: Frames, said: list[pa.Table], number: int, dim: int) -> pa.Table:
@@ -240,8 +234,8 @@ class TeachStage:
         num_V = pc.list_value_length(rows["frame_index"]).to_numpy()
         if len(lost := rows.filter(pa.array(num_V != rows["num_faces"].to_numpy()))):
             raise UserError(
-                f"crops of {lost['video_id'][0]} are no images: nobody can learn from them. Run raydistal extract with "
-                "another --out, or leave the video out of the run's videos."
+                f"crops of {lost['video_id'][0]} are not images, so nothing can be learnt from them. Run raydistal "
+                "extract with another --out, or leave the video out of the run's videos."
             )
         told = {"video_id": rows["video_id"], "frame_index": rows["frame_index"]}
         for number, (logit_N, embedding_ND) in enumerate(self._look(rows, int(num_V.sum()))):

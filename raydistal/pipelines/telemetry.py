@@ -1,4 +1,4 @@
-"""What the stages tell an operator: metrics, which Ray's agents export to Prometheus, and a log line per failed video.
+"""What operators see of the stages: metrics, which Ray's agents export to Prometheus, and a log line per failed video.
 
 Every node's agent serves its metrics (`ray.nodes()[i]["MetricsExportPort"]`); Ray puts `ray_` before their names. They
 reach it within 10 s, and stay without effect where there is no agent. Log lines are JSON on the stderr of the worker

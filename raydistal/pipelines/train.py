@@ -33,6 +33,7 @@ from raydistal.detector import adapters
 from raydistal.detector.examples import Limits
 from raydistal.detector.recipes import RECIPES, Recipe
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, tell_wait
 from raydistal.pipelines.streaming import use_gpu
 from raydistal.progress import Progress
@@ -61,11 +62,11 @@ class Compute:
     """Where the training runs."""
 
     num_workers: int = 0
-    """Processes of Ray Train that share each batch, one GPU each if there are any; 0: in this process, without Ray."""
+    """Ray Train workers that share each batch, each on a GPU if there are any. 0: train in this process without Ray."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda where available."""
     faces_at_once: int = 0
-    """Faces that go through the network together; gradients of a batch are summed. 0: the whole batch of a worker."""
+    """Faces per forward pass; gradients are accumulated over a batch. 0: the whole batch of a worker."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 0 or self.faces_at_once < 0:
@@ -81,30 +82,30 @@ class Config:
     out: str
     """Detector directory to write."""
     manifest: str = ""
-    """Learn from the training videos of this table only, such as RUN/distilled; val is always that of the run."""
+    """Train only on the training videos of this table, such as RUN/distilled; val is always that of the run."""
     architecture: str = "efficientnet_b0"
-    """Such as xception, densenet121, efficientnet_b0, efficientnet_lite0, mobilenetv3_small; or timm:NAME."""
+    """Network, such as xception, densenet121, efficientnet_b0, efficientnet_lite0, mobilenetv3_small, or timm:NAME."""
     weights: str = "imagenet"
-    """What it starts from: imagenet, random, a file or URI, or another detector directory."""
+    """Initial weights: imagenet, random, a file or URI, or another detector directory."""
     recipe: str = "thesis"
-    """How it learns: thesis, finetune, deepdistal or ckd-vanilla."""
+    """Training recipe: thesis, finetune, deepdistal or ckd-vanilla."""
     epochs: int = 0
-    """Instead of the recipe's number. 0: the recipe's."""
+    """Number of epochs. 0: the recipe's."""
     batch_size: int = 0
-    """Faces per step, of all workers together. 0: the recipe's."""
+    """Faces per step, over all workers. 0: the recipe's."""
     learning_rate: float = 0.0
-    """0: the recipe's."""
+    """Highest learning rate of the schedule. 0: the recipe's."""
     input_px: int = 0
-    """Side of the picture that the network sees. 0: the architecture's."""
+    """Side of the network's input, in pixels. 0: the architecture's."""
     robust: bool = False
-    """Also learn from blurred, scaled and recompressed faces."""
+    """Also augment with blur, rescaling and recompression."""
     limits: Limits = field(default_factory=Limits)
     teaching: Teaching = field(default_factory=Teaching)
     trainable: str = "all"
-    """What is trained: all, head, last:K groups of layers, or adapters: lora:R, bottleneck:R."""
+    """Parameters to train: all, head, last:K (groups of layers), or an adapter: lora:R or bottleneck:R."""
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
-    """Of the new layer, the order, the augmentation and the choice of faces."""
+    """Seed of the new layer, the order of faces, the augmentation and the choice of faces."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -114,7 +115,9 @@ class Config:
             raise UserError("need --epochs, --batch-size, --learning-rate and --seed of 0 or more")
         adapters.check(self.trainable)
         if self.trainable != "all" and self.full_recipe().greedy:
-            raise UserError(f"--recipe {self.recipe} says itself which layers are trained when: use --trainable all")
+            raise UserError(
+                f"--recipe {self.recipe} has a schedule of its own for which layers are trained: use --trainable all"
+            )
         if self.compute.num_workers and (num_left := self.full_recipe().batch_size % self.compute.num_workers):
             raise UserError(
                 f"{self.compute.num_workers} workers cannot share a batch of {self.full_recipe().batch_size} evenly "
@@ -134,15 +137,18 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Staff:
-    """The teachers at hand: all look at every face, or all are heard from their tables."""
+    """The teachers of a training. Either all of them run on every face, or the outputs of all are read from tables."""
 
     teachers: Sequence[Teacher] = ()
     embedding_dims: Sequence[int] = ()
+    """Numbers in an embedding of each."""
     live: Sequence["Detector"] = ()
+    """The teachers that run; () if their outputs are read."""
     tables: Sequence[str] = ()
+    """Where the outputs of each are read from; () if they run."""
 
 
-NOBODY = Staff()
+NO_TEACHERS = Staff()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,19 +226,23 @@ def _videos(config: Config) -> pa.Table:
     all_ = tables.read_table(storage.join(config.data, "videos"), "index", columns)
     methods, leave_out = sorted(set(all_["method"].to_pylist()) - {None}), config.limits.leave_out
     if unknown := sorted(set(leave_out) - set(methods)):
-        raise UserError(f"--leave-out: no fakes of {unknown[0]!r} there. Methods: {', '.join(methods) or 'none'}")
+        raise UserError(f"--leave-out: there are no fakes of {unknown[0]!r}. Methods: {', '.join(methods) or 'none'}")
     train = tables.read_table(config.manifest, "select", columns) if config.manifest else all_
     train, val = (table.filter(pc.equal(table["split"], split)) for table, split in ((train, "train"), (all_, "val")))
-    videos = pa.concat_tables([train, val]).filter(pc.field("label").is_valid())
-    is_out = pc.is_in(videos["method"], value_set=pa.array(leave_out, pa.string()))
-    videos = videos.filter(pc.or_(pc.invert(is_out), pc.equal(videos["label"], 0)))
+    videos = without_fakes(pa.concat_tables([train, val]).filter(pc.field("label").is_valid()), leave_out)
     shared = set(train["group_id"].to_pylist()) & set(val["group_id"].to_pylist())
     if shared:
         raise UserError(
             f"{len(shared)} groups are in both train and val, such as {min(shared)}: the detector would be measured on "
-            "people it learnt from. Make the splits with raydistal index, or mend the manifest."
+            "people it learnt from. Make the splits with raydistal index, or correct the manifest."
         )
     return videos.combine_chunks()
+
+
+def without_fakes(videos: pa.Table, methods: Sequence[str]) -> pa.Table:
+    """`videos` (label, method and others), all labelled, without the fakes of these methods."""
+    is_out = pc.is_in(videos["method"], value_set=pa.array(methods, pa.string()))
+    return videos.filter(pc.or_(pc.invert(is_out), pc.equal(videos["label"], 0)))
 
 
 def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
@@ -246,19 +256,26 @@ def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
     num_real, num_fake = tables.count_classes(train["label"])
     if not num_real or not num_fake:
         raise UserError(
-            f"no faces of one class to learn from: {num_real} real, {num_fake} fake in split train"
+            f"training needs faces of both classes, not {num_real} real and {num_fake} fake ones as in split train"
             f"{' of ' + config.manifest if config.manifest else ''}. Look at raydistal report --out {config.data}."
         )
     if len(train) < 2 * max(1, config.compute.num_workers):
         raise UserError(f"{len(train)} faces are too few for {config.compute.num_workers} workers")
     if len(set(val["label"].to_pylist())) < 2:
-        print("raydistal: no val faces of both classes: the last epoch is kept, the threshold is 0.5", file=sys.stderr)
+        print(
+            "train: val has not faces of both classes: the last epoch is kept, and the threshold is 0.5",
+            file=sys.stderr,
+        )
         val = val[:0]
     return {"train": train, "val": val}
 
 
 def _staff(config: Config, train: pa.Table) -> Staff:
-    """Looks for the teachers, and whether what they say of the faces `train` is there already."""
+    """Finds the teachers, and the tables with their outputs on all of the faces `train`, if these may be used.
+
+    Raises:
+        UserError: a teacher cannot teach, too few faces for --negatives, or --outputs cached without complete tables.
+    """
     from raydistal.compression.distillation import embedding_dim
     from raydistal.detector import checkpoint
 
@@ -303,9 +320,12 @@ def _lack(config: Config, teacher: Teacher, train: pa.Table) -> str:
 
 
 def result_settings(
-    config: Config, examples: dict[str, pa.Table], detector: "Detector", staff: Staff = NOBODY
+    config: Config, examples: dict[str, pa.Table], detector: "Detector", staff: Staff = NO_TEACHERS
 ) -> dict[str, Any]:
-    """What a detector is taught. Where that happens may change on the way: only rounding and batch norm notice."""
+    """What decides the result of a training, to be compared with that of an earlier start.
+
+    The device and the number of workers are no part of it: they affect rounding and batch norm only.
+    """
     from raydistal.detector.examples import fingerprint
     from raydistal.features.backbones import state_digest
 
@@ -313,7 +333,7 @@ def result_settings(
         "architecture": config.architecture,
         "input_px": detector.input_px,
         "weights_digest": state_digest(detector.state_dict()),
-        **dataclasses.asdict(config.full_recipe()),
+        **config.full_recipe().settings(),
         "robust": config.robust,
         "seed": config.seed,
         "trainable": None if config.trainable == "all" else config.trainable,  # as in detectors from before there was
@@ -324,7 +344,7 @@ def result_settings(
 
 
 def _teaching_settings(teaching: Teaching, staff: Staff) -> dict[str, Any]:
-    """`outputs` as asked for: with auto, a table may appear between two starts, and only rounding notices."""
+    """`outputs` as asked for: with auto, a table may appear between two starts, which affects rounding only."""
     teachers = [teacher.model_id for teacher in staff.teachers]
     return dataclasses.asdict(teaching) | {"kd_weight": teaching.weight, "teachers": teachers}
 
@@ -336,7 +356,7 @@ def _job(
     detector: "Detector",
     examples: dict[str, pa.Table],
     trainable: set[str] | None = None,
-    staff: Staff = NOBODY,
+    staff: Staff = NO_TEACHERS,
 ) -> Job:
     from raydistal.detector.examples import Source
 
@@ -488,15 +508,53 @@ def _ahead(chunks: Iterator["Batch"]) -> Iterator["Batch"]:
 
 
 def _in_workers(job: Job) -> None:
-    """Ray Train starts the workers, again when some are lost; what they tell comes through an actor."""
+    """In processes that Ray Train starts, again when some are lost; what they tell comes through an actor."""
+    connect()
     import ray
-    import ray.train
     from ray.data._internal.stats import get_or_create_stats_actor
-    from ray.exceptions import RayError
-    from ray.train.torch import TorchTrainer
 
     # One per cluster, for ever, on the node where Ray Data was first used: a worker's would never be given back.
     get_or_create_stats_actor()
+    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))  # what Ray knows of a killed run misleads it
+    # Without it workers would start again for ever: it comes back, and only forgets how often they started.
+    board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+    with _progress(job, _go_on(job)) as progress, _showing(board, progress):
+        _run_workers(job, board)
+    if trouble := ray.get(board.trouble.remote()):
+        raise trouble
+    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))
+
+
+@contextlib.contextmanager
+def _showing(board: Any, progress: Progress) -> Iterator[None]:
+    """Passes on to the progress what the workers tell the board."""
+    import ray
+
+    stop = threading.Event()
+
+    def watch() -> None:
+        is_last = False
+        while not is_last:
+            is_last = stop.wait(1.0)
+            for num, note in ray.get(board.take.remote()):
+                progress.advance(num, note)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _run_workers(job: Job, board: Any) -> None:
+    """Runs `_worker` in all processes to the end. Ctrl-C ends them."""
+    import ray
+    import ray.train
+    from ray.exceptions import RayError
+    from ray.train.torch import TorchTrainer
+
     controllers: list[Any] = []
 
     class Trainer(TorchTrainer):
@@ -508,9 +566,6 @@ def _in_workers(job: Job) -> None:
     on_gpu = use_gpu(compute.device)
     tell_wait("train", {"GPU": compute.num_workers} if on_gpu else {"CPU": CPUS_PER_TASK * (compute.num_workers + 1)})
     filesystem, path = storage.resolve(job.claim.location)
-    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))  # what Ray knows of a killed run misleads it
-    # Without it workers would start again for ever: it comes back, and only forgets how often they started.
-    board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
     trainer = Trainer(
         _worker,
         train_loop_config={"job": ray.put(job), "board": board},
@@ -526,30 +581,12 @@ def _in_workers(job: Job) -> None:
             failure_config=ray.train.FailureConfig(max_failures=-1),  # the board ends what is hopeless
         ),
     )
-    stop = threading.Event()
-    with _progress(job, _go_on(job)) as progress:
-
-        def watch() -> None:
-            is_last = False
-            while not is_last:
-                is_last = stop.wait(1.0)
-                for num, note in ray.get(board.take.remote()):
-                    progress.advance(num, note)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            trainer.fit()
-        except KeyboardInterrupt:
-            with contextlib.suppress(RayError):  # it ends at that, and gives back what it asked the autoscaler for
-                ray.get([controller.abort.remote() for controller in controllers], timeout=5)
-            raise
-        finally:
-            stop.set()
-            watcher.join()
-    if trouble := ray.get(board.trouble.remote()):
-        raise trouble
-    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        with contextlib.suppress(RayError):  # it ends at that, and gives back what it asked the autoscaler for
+            ray.get([controller.abort.remote() for controller in controllers], timeout=5)
+        raise
 
 
 class Board:

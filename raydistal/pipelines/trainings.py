@@ -15,6 +15,7 @@ from raydistal import storage
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import evaluate, train
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import LOOK_EVERY_S, UNLIMITED, Budget, Growth, tell_wait
 from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
 from raydistal.progress import Progress
@@ -27,24 +28,24 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How every detector is trained."""
+    """Training of every detector."""
 
     weights: str = "imagenet"
-    """What it starts from: imagenet, random, a file or URI, or another detector directory."""
+    """Initial weights: imagenet, random, a file or URI, or another detector directory."""
     recipe: str = "thesis"
-    """How it learns: thesis, finetune, deepdistal or ckd-vanilla."""
+    """Training recipe: thesis, finetune, deepdistal or ckd-vanilla."""
     epochs: int = 0
-    """Instead of the recipe's number. 0: the recipe's."""
+    """Number of epochs. 0: the recipe's."""
     batch_size: int = 0
     """Faces per step. 0: the recipe's."""
     learning_rate: float = 0.0
-    """0: the recipe's."""
+    """Highest learning rate of the schedule. 0: the recipe's."""
     input_px: int = 0
-    """Side of the picture that the network sees. 0: the architecture's."""
+    """Side of the network's input, in pixels. 0: the architecture's."""
     device: Device = "auto"
     """auto: a GPU for each training if the cluster has any."""
     cpus: int = 1
-    """CPUs of each training. More: fewer run at once, which takes less memory."""
+    """CPUs per training. With more, fewer trainings run at once, which takes less memory."""
 
     def __post_init__(self) -> None:
         if self.cpus < 1:
@@ -70,7 +71,7 @@ class Training:
         )
 
     def check(self, architectures: Sequence[str]) -> None:
-        """Raises UserError for a network or weights that cannot be had."""
+        """Raises UserError for an unknown network, or weights that cannot be read or downloaded."""
         from raydistal.detector import zoo
 
         for architecture in architectures:
@@ -80,7 +81,7 @@ class Training:
 
 
 def train_all(verb: str, configs: Sequence[train.Config], training: Training, budget: Budget = UNLIMITED) -> None:
-    """Runs all of them, as many at once as the connected cluster has room for; `verb` is named in the progress.
+    """Runs all of them, as many at once as the cluster has room for; `verb` is named in the progress.
 
     Every training gets `training.cpus` CPUs as threads and, where there are GPUs, one; its own `compute` is not looked
     at. Those that wait make a cluster grow, up to the nodes of the budget.
@@ -88,6 +89,7 @@ def train_all(verb: str, configs: Sequence[train.Config], training: Training, bu
     Raises:
         UserError: as `train.fit`; the trainings that run are stopped, those that are finished stay.
     """
+    connect()
     import ray
     from ray.exceptions import RayTaskError
 

@@ -30,20 +30,20 @@ REACHED = ("accuracy", "auc", "loss", "images", "seconds", "cpu_seconds", "gpu_s
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """How trials that prune do it; their fine-tuning has the same teachers."""
+    """Pruning in trials; the fine-tuning has the same teachers as the training."""
 
     prune_of: Literal["params", "channels", "macs"] = "params"
-    """What a prune ratio is the share of."""
+    """What the prune ratio counts: parameters, channels or multiply-accumulates."""
     prune_scope: Literal["global", "local", "isomorphic"] = "global"
-    """Which channels compete: all, those of a layer, or those of layers of one kind."""
+    """Which channels compete: all; none, as every layer loses the same share; those of layers of the same kind."""
     prune_steps: int = 5
-    """Rounds of pruning and fine-tuning."""
+    """Steps of pruning, each followed by fine-tuning."""
     finetune_recipe: str = "finetune"
-    """How it learns after each round."""
+    """Training recipe of the fine-tuning."""
     finetune_epochs: int = 0
-    """Of each round. 0: the recipe's."""
+    """Epochs of fine-tuning after each step. 0: the recipe's."""
     finetune_rate: float = 0.0
-    """Its learning rate. 0: the recipe's."""
+    """Highest learning rate of the fine-tuning. 0: the recipe's."""
 
 
 @dataclass(frozen=True, kw_only=True)

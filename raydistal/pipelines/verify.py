@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydistal import schemas, storage, tables
+from raydistal.pipelines.connection import connect
 from raydistal.pipelines.streaming import by_batches, by_parts, num_cpus, on_all_cpus, parts_of
 from raydistal.progress import Progress
 
@@ -48,6 +49,7 @@ def run(config: Config) -> dict[str, Any]:
     absent = rows.filter(pc.is_null(rows["part"]))
     told = [_verdicts(absent, {}, 0)]
     present = rows.filter(pc.is_valid(rows["part"])).combine_chunks()
+    connect()
     with Progress("verify", len(present), unit="videos") as progress:
         stage = partial(verify_stage, faces=faces, size_px=shared.about["faces"]["size_px"])
         for verdicts in on_all_cpus(by_parts(present, num_cpus()) if len(present) else [], stage):

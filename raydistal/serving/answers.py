@@ -9,19 +9,19 @@ Probability = Field(ge=0, le=1)
 
 
 class Answer(BaseModel):
-    """What no answer has: other fields than these."""
+    """Base of all answers, which have no other fields than those listed."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Problem(Answer):
-    """Every answer above 399."""
+    """The body of every answer above 399."""
 
     detail: str
 
 
 class Health(Answer):
-    """The app answers."""
+    """The app is up."""
 
     status: Literal["ok"] = "ok"
 
@@ -31,13 +31,13 @@ class Accepted(Answer):
 
     id: str = Field(description="The only key to the result: whoever has it can read and delete it.")
     url: str
-    expires_at: str = Field(description="UTC, ISO 8601; counted anew from the moment that it is done.")
+    expires_at: str = Field(description="UTC, ISO 8601; set anew when the result is there.")
 
 
 class Video(Answer):
-    """The file itself."""
+    """The uploaded file."""
 
-    name: str = Field(description="As uploaded, to be shown and no more; control characters are spelled out.")
+    name: str = Field(description="As uploaded, only for display; control characters are spelled out.")
     width_px: int | None
     height_px: int | None
     num_frames: int | None
@@ -71,7 +71,7 @@ class Moment(Answer):
 
 
 class Detector(Answer):
-    """What judged."""
+    """The detector that judged."""
 
     name: str
     model_id: str
@@ -87,7 +87,7 @@ class Detector(Answer):
 
 
 class Protocol(Answer):
-    """How it was looked at."""
+    """How the file was examined."""
 
     sample: str
     timeline: str
@@ -120,12 +120,12 @@ class Failed(Answer):
 
 
 class Status(Answer):
-    """How far it is; when it is done, the result."""
+    """The state of an upload, and the result once it is done."""
 
     id: str
     name: str
     state: Literal["waiting", "faces", "drawing", "done", "failed"]
-    ahead: int = Field(description="Videos that wait and came before it.")
+    ahead: int = Field(description="Videos that wait and were uploaded before it.")
     progress: float = Field(ge=0, le=1)
     error: Failed | None
     result: Result | None
@@ -133,7 +133,7 @@ class Status(Answer):
 
 
 class LimitsTold(Answer):
-    """What is refused above."""
+    """Limits above which an upload is refused."""
 
     max_upload_mb: int
     max_seconds: float
@@ -142,7 +142,7 @@ class LimitsTold(Answer):
 
 
 class About(Answer):
-    """What judges here, and what it takes."""
+    """The detector of this server, and the limits of uploads."""
 
     detector: Detector
     protocol: Protocol

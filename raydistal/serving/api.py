@@ -42,7 +42,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-UNKNOWN = "there is no such video, or not any more"
 PROBLEMS: dict[int, str] = {
     400: "The file is empty, or did not come to its end.",
     403: "The request comes from a page of another site.",
@@ -73,7 +72,8 @@ def make(jobs: Jobs, about: answers.About) -> ASGIApp:
         lifespan=lifespan,
         exception_handlers={RequestValidationError: _on_wrong_parameter, Exception: _on_bug},
     )
-    _add_videos(api, jobs)
+    _add_upload(api, jobs)
+    _add_results(api, jobs)
     _add_rest(api, about)
     return _with_headers(api)
 
@@ -82,12 +82,7 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": answers.Problem, "description": PROBLEMS[code]} for code in codes}
 
 
-def _add_videos(api: FastAPI, jobs: Jobs) -> None:
-    def find(job_id: str) -> Job:
-        if job := jobs.find(job_id):
-            return job
-        raise HTTPException(404, UNKNOWN)
-
+def _add_upload(api: FastAPI, jobs: Jobs) -> None:
     @api.post(
         "/api/videos",
         status_code=202,
@@ -122,7 +117,14 @@ def _add_videos(api: FastAPI, jobs: Jobs) -> None:
         url = f"{request.scope.get('root_path', '')}/api/videos/{job.job_id}"
         return answers.Accepted(id=job.job_id, url=url, expires_at=_utc(job.expires_at))
 
-    @api.get("/api/videos/{video_id}", summary="How far it is, and the result", responses=_problems(404, 422))
+
+def _add_results(api: FastAPI, jobs: Jobs) -> None:
+    def find(job_id: str) -> Job:
+        if job := jobs.find(job_id):
+            return job
+        raise HTTPException(404, "there is no such video, or not any more")
+
+    @api.get("/api/videos/{video_id}", summary="State, and the result once it is done", responses=_problems(404, 422))
     async def status(video_id: str, response: Response) -> answers.Status:
         job = find(video_id)
         response.headers["Cache-Control"] = "no-store"
@@ -157,17 +159,17 @@ def _add_videos(api: FastAPI, jobs: Jobs) -> None:
         headers = {"Cache-Control": "no-store"}
         return FileResponse(path, headers=headers, media_type=TYPES[path.suffix], filename=name)
 
-    @api.delete("/api/videos/{video_id}", status_code=204, summary="End and remove it", responses=_problems(404, 422))
+    @api.delete("/api/videos/{video_id}", status_code=204, summary="Cancel and delete", responses=_problems(404, 422))
     async def remove(video_id: str) -> None:
         await jobs.remove(find(video_id).job_id)
 
 
 def _add_rest(api: FastAPI, about: answers.About) -> None:
-    @api.get("/api/about", summary="What judges here, and what it takes")
+    @api.get("/api/about", summary="Detector, protocol and limits of this server")
     async def tell() -> answers.About:
         return about
 
-    @api.get("/healthz", summary="Whether the app answers")
+    @api.get("/healthz", summary="Health check")
     async def health() -> answers.Health:
         return answers.Health()
 

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 
 from raydistal.errors import CrashedError, TimeLimitError, UserError, VideoError
 from raydistal.pipelines.scaling import tell_wait
-from raydistal.pipelines.streaming import start_torch, use_gpu
+from raydistal.pipelines.streaming import num_cpus, start_torch, use_gpu
 from raydistal.report.page import base_name
 from raydistal.serving import answers, api, settings
 from raydistal.serving.folders import PrivateFolder
@@ -63,7 +63,7 @@ def bind(app: App) -> serve.Application:
     examine.check(about, app.detector)
     app.settings()  # refused here, not in a replica
     name, heat = base_name(app.detector), app.heatmaps and _has_heatmaps(app.detector)
-    num_examiners = app.examiners or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    num_examiners = app.examiners or num_cpus()
     num_gpus = int(use_gpu(app.device))
     tell_wait("serve", {"CPU": 1, "GPU": num_gpus})
     scorer = _deploy(

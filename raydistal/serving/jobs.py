@@ -1,4 +1,4 @@
-"""What people uploaded, on its way to a result. Knows neither HTTP nor Ray.
+"""Uploads, on their way to a result. Knows neither HTTP nor Ray.
 
     upload -> waiting -> faces -> drawing -> done | failed -> removed after a while, or when told to
 

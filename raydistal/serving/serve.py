@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydistal.errors import UserError
+from raydistal.pipelines.connection import connect
 from raydistal.serving.settings import App
 
 NAME = "raydistal"
@@ -18,13 +19,13 @@ OPEN_TO_ALL = ("0.0.0.0", "::")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Serve a web app: upload a video, see what the detector says of its faces."""
+    """Serve a web app: upload a video, see whether the detector calls its faces fake."""
 
     app: App
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0: all of this machine. There is no login: see docs/serve.md."""
     port: int = 8000
-    """To listen on."""
+    """Port to listen on."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
@@ -38,21 +39,25 @@ def check(config: Config) -> None:
 
     config.app.settings()
     examine.check(checkpoint.read_about(config.app.detector), config.app.detector)
-    if "RAY_ADDRESS" not in os.environ:  # else the head listens, which may be another machine
+    if not os.environ.get("RAY_ADDRESS"):  # else the head listens, which may be another machine
         _check_port(config.host, config.port)
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Serves on the connected cluster until Ctrl-C or SIGTERM, then ends what it started.
+    """Serves on the Ray cluster until Ctrl-C or SIGTERM, then ends what it started.
 
     Raises:
         UserError: as `check`, or the cluster serves something else.
     """
+    check(config)
+    connect()
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if serve.status().proxies:
-        raise UserError("this cluster serves already: add this app to its config file, as cluster/serve.yaml shows")
+        raise UserError(
+            "this cluster runs Ray Serve already: add this app to its config file, as cluster/serve.yaml shows"
+        )
 
     from raydistal.serving import app
 

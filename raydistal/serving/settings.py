@@ -1,4 +1,4 @@
-"""What the app is told: by options of `raydistal serve`, or by `args` of a Ray Serve config file."""
+"""Settings of the app: by options of `raydistal serve`, or by `args` of a Ray Serve config file."""
 
 import json
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What strangers may ask of the app."""
+    """Limits of what anyone may ask of the app."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
     max_upload_mb: int = 200
     """Largest file, in 10^6 bytes."""
     max_seconds: float = 600
-    """Longest video."""
+    """Longest video, in seconds."""
     max_pixels: int = 34_000_000
-    """Largest frame or picture; 8K has 33 million."""
+    """Most pixels of a frame or picture; 8K has 33 million."""
     max_queue: int = 16
-    """Files that are uploaded, waiting or examined at once; more are told to come back."""
+    """Files being uploaded, waiting or examined at once; further ones are asked to come back later."""
     keep_minutes: float = 60
-    """Minutes that results are kept after the end."""
+    """Minutes for which results are kept once they are there."""
     timeout_s: float = 300
-    """Seconds that finding the faces of one video, or drawing, may take."""
+    """Time limit for finding the faces of one video, and for drawing it, in seconds."""
     memory_mib: int = 2048
-    """Memory that decoding or drawing one video may take, in MiB."""
+    """Memory limit for decoding or drawing one video, in MiB."""
 
     def __post_init__(self) -> None:
         if min(self.max_upload_mb, self.max_seconds, self.max_pixels, self.max_queue, self.keep_minutes) <= 0:
@@ -48,19 +48,19 @@ class App:
     detector: str
     """Detector directory, trained or exported: a URI, or a folder that all nodes see."""
     timeline: str = "fps:4"
-    """Frames to look at besides those that the verdict rests on."""
+    """Frames to examine besides those that the verdict rests on."""
     band: float = 0.1
-    """A probability that is nearer than this to the threshold is unsure."""
+    """Probabilities nearer than this to the threshold are unsure."""
     heatmaps: bool = True
-    """Show where in a face the detector sees the fake; an exported one needs what it was exported from."""
+    """Show which parts of a face make the detector call it fake; an exported one needs its source, as for detect."""
     draw: bool = True
-    """Make the video again with boxes."""
+    """Draw the boxes into a copy of the video."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the detector works; auto: on GPUs if the cluster has some now."""
+    """Where the detector runs; auto: on GPUs if the cluster has any now."""
     examiners: int = 0
-    """Most videos that are examined at once, each on one CPU; 0: as many as the cluster has CPUs now."""
+    """Most videos examined at once, each on one CPU. 0: as many as the cluster has CPUs now."""
     scorers: int = 1
-    """Most copies of the detector."""
+    """Most replicas of the detector."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from raydistal.errors import DecodeError, UserError, VideoError
+from raydistal.errors import OverLimitError, UserError, VideoError
 from raydistal.faces import crop
 from raydistal.faces.overlay import overlay
 from raydistal.verdict import result
@@ -194,11 +194,11 @@ class Watched:
     def _begin(self, frame: dict[str, Any]) -> None:
         settings, (width_px, height_px) = self.settings, (frame["width_px"], frame["height_px"])
         if frame["duration_s"] > settings.max_seconds > 0:
-            raise DecodeError(
+            raise OverLimitError(
                 f"the video is {frame['duration_s']:.1f} s long; at most {settings.max_seconds:g} s are examined"
             )
         if width_px * height_px > settings.max_pixels > 0:
-            raise DecodeError(
+            raise OverLimitError(
                 f"frames of {width_px} x {height_px} pixels; at most {settings.max_pixels} pixels are examined"
             )
         self.video = {key: frame[key] for key in OF_VIDEO if key in frame} | {"is_picture": frame["num_frames"] == 1}

@@ -89,3 +89,9 @@ def test_adam_moves_by_the_rate_first():
 def test_values_that_cannot_be(change):
     with pytest.raises(UserError):
         dataclasses.replace(RECIPES["thesis"], **change)
+
+
+def test_rewording_a_note_changes_no_settings():
+    recipe = RECIPES["thesis"]
+    assert dataclasses.replace(recipe, note="reworded").settings() == recipe.settings()
+    assert dataclasses.replace(recipe, epochs=31).settings() != recipe.settings()

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pytest
@@ -43,6 +44,12 @@ def cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], None]:
+    """no_cluster(verb): from now on, the verb fails if it would start or look for a cluster."""
+    return lambda verb: monkeypatch.setattr(verb, "connect", lambda: pytest.fail("needs a cluster"))
 
 
 @pytest.fixture

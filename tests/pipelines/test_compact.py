@@ -43,7 +43,7 @@ def test_many_become_one_and_a_second_time_nothing(place, tmp_path, request):
     assert tables.read_info(location) == info
     files = storage.list_files(location)
     assert len(files) == 2
-    assert tables.read_ledger(location, CONFIG, pytest.fail).num_rows == 10
+    assert tables.read_ledger(location, CONFIG).num_rows == 10
     assert compact.run(compact.Config(table=location))["parts"] == 1
     assert storage.list_files(location) == files
     write_parts(location, 6)  # a rerun of extract, had it not read the ledger
@@ -112,7 +112,7 @@ def test_killed_at_any_moment_no_row_is_lost_or_doubled(sizes_mib, first_steps, 
             is_done = run_until(location, num_steps, _Sizes(sizes))
             assert ids_of(location) == before
         assert is_done or then != "compact"
-        ledger = tables.read_ledger(location, CONFIG, pytest.fail)
+        ledger = tables.read_ledger(location, CONFIG)
         if then == "drop_failed":
             assert tables.drop_failed(location, CONFIG) == 0
         assert sorted(ledger["video_id"].to_pylist()) == before

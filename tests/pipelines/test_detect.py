@@ -118,7 +118,6 @@ def mixed(media, tmp_path_factory):
 def detected(cluster, detectors, mixed):
     """All of it on the cluster, into the folder itself."""
     asked = config(detectors, mixed / "detected", mixed, examination=replace(PLAIN, draw=True), num_workers=2)
-    assert not detect.is_small(asked)
     return asked, detect.run(asked)
 
 
@@ -170,7 +169,6 @@ def test_a_rerun_does_what_failed_what_changed_and_what_is_new(
         {name: row["probability"] for name, row in there.items()}, abs=1e-6
     )
     shutil.copy(media / "two.mp4", tmp_path / "copy/text.mp4")
-    assert detect.is_small(asked)
     assert detect.run(asked)["done_before"] == 5
     compact.run(compact.Config(table=f"{asked.out}/verdicts"))
     shutil.copy(media / "wall.mp4", tmp_path / "copy/one.mp4")
@@ -204,15 +202,21 @@ def test_each_file_once_and_nothing_of_ours(media, detectors, tmp_path, monkeypa
     (tmp_path / "videos/one.mp4").rename(tmp_path / "strange name")
     _, named = detect._inputs(config(detectors, "out", "strange name"))
     assert named["uri"].to_pylist() == [f"{tmp_path}/strange name"]
+    assert detect._safe_name(f"{tmp_path}/strange name") == "strange_name"
 
 
-def test_few_need_no_cluster(media, detectors, tmp_path, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    two = config(detectors, tmp_path, media / "one.mp4", media / "two.mp4")
-    assert detect.is_small(two)
-    assert not detect.is_small(config(detectors, tmp_path, media))
+def test_few_need_no_cluster(media, detectors, tmp_path, monkeypatch, no_cluster):
+    no_cluster(detect)
     monkeypatch.setenv("RAY_ADDRESS", "here:1")
-    assert not detect.is_small(two)
+    two = config(detectors, tmp_path, media / "wall.mp4", media / "face.png", examination=PLAIN)
+    with pytest.raises(pytest.fail.Exception, match="needs a cluster"):
+        detect.run(two)
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(pytest.fail.Exception, match="needs a cluster"):
+        detect.run(config(detectors, tmp_path, media, examination=PLAIN))
+    assert detect.run(two)["videos"] == 2
+    monkeypatch.setenv("RAY_ADDRESS", "here:1")
+    assert detect.run(two)["done_before"] == 2
 
 
 def test_stopped_in_the_middle(media, detectors, tmp_path, monkeypatch):
@@ -244,7 +248,6 @@ def test_on_an_object_store(media, detectors, s3):
     for path in (*media.glob("*.png"), *media.glob("wall.mp4"), *(detectors / "onnx").glob("*.*")):
         storage.write_bytes(f"{s3}/{path.parent.name}/{path.name}", path.read_bytes())
     asked = detect.Config(videos=(f"{s3}/{media.name}",), detector=f"{s3}/onnx", out=f"{s3}/out", examination=PLAIN)
-    assert detect.is_small(asked)
     summary = detect.run(asked)
     rows = verdicts(f"{s3}/out")
     assert {name: row["status"] for name, row in rows.items()} == {"face.png": "ok", "wall.mp4": "no_face"}
@@ -265,7 +268,7 @@ def test_requests_that_cannot_be_served(media, detectors, tmp_path):
         (["nowhere://bucket/x.mp4"], "cannot open"),
     ):
         with pytest.raises(UserError, match=message):
-            detect.is_small(config(detectors, tmp_path / "out", *videos))
+            detect.run(config(detectors, tmp_path / "out", *videos))
     with pytest.raises(UserError, match="no finished detector"):
         detect.run(config(detectors, tmp_path / "out", one, name="absent"))
     shutil.copytree(detectors / "detector", tmp_path / "old")

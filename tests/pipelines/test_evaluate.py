@@ -59,7 +59,6 @@ def evaluated(cluster, place, tmp_path_factory):
     """All detectors on both runs."""
     out = tmp_path_factory.mktemp("out")
     asked = config(place, out, detectors=DETECTORS, data=("one", "two"))
-    assert not evaluate.is_scored(asked)
     return asked, evaluate.run(asked)
 
 
@@ -192,18 +191,17 @@ def test_the_summary_and_what_the_report_needs(evaluated, place):
     assert info["worst"]
 
 
-def test_a_rerun_does_nothing_and_other_metrics_need_no_second_look(evaluated, place, tmp_path):
+def test_a_rerun_does_nothing_and_other_metrics_need_no_second_look(evaluated, place, tmp_path, no_cluster):
     out = tmp_path / "out"
     shutil.copytree(evaluated[0].out, out)
     asked = config(place, out, detectors=DETECTORS, data=("one", "two"))
     before = files(out / "scores") | files(out / "metrics")
-    assert evaluate.is_scored(asked)
+    no_cluster(evaluate)
     again = evaluate.run(asked)
     assert again["results"] == evaluated[1]["results"]
     assert files(out / "scores") | files(out / "metrics") == before
     scored = files(out / "scores")
     asked = config(place, out, data=("one",), aggregate="max", bootstrap=0)
-    assert evaluate.is_scored(asked)
     evaluate.run(asked)
     assert files(out / "scores") == scored
     table = scores(out).to_pylist()
@@ -237,7 +235,6 @@ def test_only_what_is_missing_is_scored(evaluated, place, tmp_path, monkeypatch,
     for name in ("small", "large"):
         (out / "scores" / f"{name}--one" / tables.INFO).unlink()
     before = files(out / "scores")
-    assert not evaluate.is_scored(config(place, out))
     evaluate.run(config(place, out))
     after = files(out / "scores")
     assert "removed an unreadable part" in capsys.readouterr().err
@@ -260,7 +257,7 @@ def rewrite_faces(run, change):
     )
 
 
-def test_bad_crops_and_failed_videos(cluster, place, tmp_path):
+def test_bad_crops_and_failed_videos(cluster, place, tmp_path, monkeypatch):
     """A bad crop costs its frame, a video with no other is a decode_error; failures are tried again with new faces."""
     run = tmp_path / "one"
     shutil.copytree(place / "one", run)
@@ -294,11 +291,12 @@ def test_bad_crops_and_failed_videos(cluster, place, tmp_path):
         "probability": None,
     }
     assert found[3:] == expected[3:]
-    assert evaluate.is_scored(asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "connect", pytest.fail)
+        evaluate.run(asked)
 
     healthy = {row["video_id"]: row for row in tables.read_table(f"{place}/one/faces", "extract").to_pylist()}
     rewrite_faces(run, lambda row: healthy[row["video_id"]] if row["video_id"] == "g04-0" else row)
-    assert not evaluate.is_scored(asked)
     evaluate.run(asked)
     assert scores(tmp_path / "out").to_pylist()[2] == expected[2]
 
@@ -317,7 +315,7 @@ def test_what_a_detector_has_learnt_from_is_refused(place, tmp_path, capsys):
     with pytest.raises(
         UserError, match=r"2 videos of split 'test' .* \(there in split train and val\), such as g04-0, g05-0"
     ):
-        evaluate.is_scored(config(place, tmp_path / "out", detectors=(knows,)))
+        evaluate.run(config(place, tmp_path / "out", detectors=(knows,)))
     rows = tables.read_table(f"{knows}/trained_on", "train").set_column(0, "video_id", [["a", "b", "c"]])
     tables.write_table(f"{knows}/trained_on", rows, {})
     with pytest.raises(UserError, match=r"2 groups .* such as g04, g05"):
@@ -325,15 +323,15 @@ def test_what_a_detector_has_learnt_from_is_refused(place, tmp_path, capsys):
     with pytest.raises(UserError, match=r"split 'val' .* \(there in split val\)"):
         evaluate.run(config(place, tmp_path / "out", split="val"))
     shutil.rmtree(f"{knows}/trained_on")
-    evaluate.is_scored(config(place, tmp_path / "out", detectors=(knows,)))
-    assert "knows does not tell what it was trained on" in capsys.readouterr().err
+    evaluate._inputs(config(place, tmp_path / "out", detectors=(knows,)))
+    assert "knows does not say what it was trained on" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_other_settings_are_refused(evaluated, place, tmp_path):
     save_detector(tmp_path / "small", seed=5)
     with pytest.raises(UserError, match="model_id"):
-        evaluate.is_scored(config(place, evaluated[0].out, detectors=(tmp_path / "small",)))
+        evaluate.run(config(place, evaluated[0].out, detectors=(tmp_path / "small",)))
 
 
 def test_requests_that_cannot_be_served(place, tmp_path, write_run):
@@ -416,6 +414,5 @@ def test_all_on_an_object_store(cluster, place, s3, monkeypatch):
     monkeypatch.setattr(evaluate, "_stream", stream_here)
     asked = evaluate.Config(detectors=(f"{s3}/small",), data=(f"{s3}/one",), out=f"{s3}/out", bootstrap=50)
     summary = evaluate.run(asked)
-    assert evaluate.is_scored(asked)
     assert scores(f"{s3}/out").to_pylist() == by_hand(place / "small", place / "one")
     assert storage.exists(summary["report"])

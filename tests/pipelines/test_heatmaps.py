@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from torch import nn
 
-from raydistal import cli, schemas, storage, tables
+from raydistal import schemas, storage, tables
 from raydistal.detector import checkpoint, lineage, runtime, zoo
 from raydistal.detector.heatmaps import Heatmaps
 from raydistal.errors import UserError
@@ -46,7 +46,6 @@ def config(place, out, detectors=("small", "onnx"), **changes):
 @pytest.fixture(scope="module")
 def made(cluster, place, tmp_path_factory):
     asked = config(place, tmp_path_factory.mktemp("out"))
-    assert cli.needs_cluster(asked)
     return asked, heatmaps.run(asked)
 
 
@@ -109,16 +108,17 @@ def test_what_is_told(made, place):
     assert "small learnt from 2 of the 14 videos" in page
 
 
-def test_the_same_again_is_only_drawn(made, place):
+def test_the_same_again_is_only_drawn(made, place, no_cluster):
     asked = dataclasses.replace(made[0], batch_size=9)
     storage.delete(made[1]["report"])
-    assert not cli.needs_cluster(asked)
+    no_cluster(heatmaps)
     before = rows(asked.out)
     heatmaps.run(asked)
     assert rows(asked.out) == before
     assert storage.exists(made[1]["report"])
     for change in ({"seed": 1}, {"faces": 6}, {"detectors": asked.detectors[:1]}):
-        assert cli.needs_cluster(dataclasses.replace(asked, **change))
+        with pytest.raises(pytest.fail.Exception, match="needs a cluster"):
+            heatmaps.run(dataclasses.replace(asked, **change))
 
 
 def choose(place, **changes):
@@ -151,11 +151,12 @@ def test_faces_are_of_as_many_groups_as_can_be(place):
         ({"detectors": ()}, "--detectors"),
     ],
 )
-def test_what_is_refused_before_a_cluster_starts(place, tmp_path, changes, message):
+def test_what_is_refused_before_a_cluster_starts(place, tmp_path, changes, message, no_cluster):
+    no_cluster(heatmaps)
     with pytest.raises(UserError, match=message):
-        cli.needs_cluster(config(place, tmp_path, **changes))
+        heatmaps.run(config(place, tmp_path, **changes))
 
 
 def test_the_folders_to_read_are_not_written(place):
     with pytest.raises(UserError, match="is one of the folders"):
-        cli.needs_cluster(config(place, place / "run"))
+        heatmaps.run(config(place, place / "run"))

@@ -172,10 +172,9 @@ def test_rounds_are_kept_when_only_the_arrangement_changes(cluster, run):
     assert sum(read(run, "ranking")["num_representative"].to_pylist()) == 30
 
 
-def test_another_ratio_costs_nothing(cluster, run):
+def test_another_ratio_costs_nothing(cluster, run, no_cluster):
     select.run(config(run))
-    assert select.is_ranked(config(run, ratio=0.5))
-    assert not select.is_ranked(config(run, frames=20))
+    no_cluster(select)
     files = [name for name in storage.list_files(str(run)) if not name.startswith(("distilled", "coverage"))]
     before = {name: storage.read_bytes(f"{run}/{name}") for name in files}
     small = read(run, "distilled")["video_id"].to_pylist()
@@ -185,11 +184,13 @@ def test_another_ratio_costs_nothing(cluster, run):
     assert read(run, "distilled").num_rows == 18
 
 
-def test_new_faces_are_scored(cluster, run, tmp_path):
+def test_new_faces_are_scored(cluster, run, no_cluster):
     select.run(config(run))
     write_run(run, seed=1)
     tables.write_info(f"{run}/faces", {}, num_rows=NUM_VIDEOS, counts={"ok": 36, "no_face": 3, "crashed": 1})
-    assert not select.is_ranked(config(run))
+    no_cluster(select)
+    with pytest.raises(pytest.fail.Exception, match="needs a cluster"):
+        select.run(config(run))
 
 
 def test_shortage_is_told_not_padded(cluster, run):

@@ -201,7 +201,6 @@ def test_wrong_use(tmp_path, write_run):
 @pytest.mark.parametrize("exact", [True, False])
 def test_exit_code(monkeypatch, capsys, exact):
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # which the command line replaces
-    monkeypatch.setattr(cli, "connect", lambda: None)
     monkeypatch.setitem(cli.RUNS, verify.Config, lambda config: {"exact": exact})
     code = 0
     try:

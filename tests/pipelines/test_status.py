@@ -200,6 +200,13 @@ def test_scores_of_an_evaluation(tmp_path):
     assert told(tmp_path)["scores"] == {"begun": 2, "complete": 1}
 
 
+@pytest.mark.parametrize("name", ["cost", "heatmaps", "plan", "difference", "verification"])
+def test_tables_that_are_written_in_one_go(tmp_path, name, capsys):
+    tables.write_info(f"{tmp_path}/{name}", {}, num_rows=3)
+    assert told(tmp_path) == {"location": str(tmp_path), name: {"rows": 3}}
+    assert f"{name}  complete, 3 rows" in capsys.readouterr().err
+
+
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="holds nothing that raydistal wrote"):

@@ -231,7 +231,7 @@ def test_without_val_the_threshold_is_a_half(tmp_path, write_run, capsys):
         ({"input_px": 7}, "--input-px"),
         ({"trainable": "tail"}, "unknown --trainable 'tail'"),
         ({"recipe": "deepdistal", "trainable": "head"}, "use --trainable all"),
-        ({"limits": Limits(leave_out=("smile", "talk"))}, r"no fakes of 'smile' there\. Methods: swap, talk"),
+        ({"limits": Limits(leave_out=("smile", "talk"))}, r"no fakes of 'smile'\. Methods: swap, talk"),
     ],
 )
 def test_wrong_use(made, tmp_path, changes, message):

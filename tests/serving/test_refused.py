@@ -5,9 +5,8 @@ import socket
 
 import pytest
 
-from raydistal import cli
 from raydistal.errors import UserError
-from raydistal.serving import settings
+from raydistal.serving import serve, settings
 from raydistal.serving.serve import Config
 from raydistal.serving.settings import App, Limits
 
@@ -19,20 +18,20 @@ def test_what_cannot_be_served_starts_no_cluster(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     app = App(detector=str(tmp_path))
     with pytest.raises(UserError, match=r"detector\.json"):
-        cli.needs_cluster(Config(app=app))
+        serve.check(Config(app=app))
     (tmp_path / "detector.json").write_text(json.dumps(ABOUT))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"127.0.0.1:{port}.*--port"):
-            cli.needs_cluster(Config(app=app, port=port))
-    assert cli.needs_cluster(Config(app=app, port=port))
+            serve.check(Config(app=app, port=port))
+    serve.check(Config(app=app, port=port))
     with pytest.raises(UserError, match="every:N"):
-        cli.needs_cluster(Config(app=App(detector=str(tmp_path), timeline="ten"), port=port))
+        serve.check(Config(app=App(detector=str(tmp_path), timeline="ten"), port=port))
     with pytest.raises(UserError, match="cannot listen on"):  # no address of this machine
-        cli.needs_cluster(Config(app=app, host="203.0.113.1"))
+        serve.check(Config(app=app, host="203.0.113.1"))
     (tmp_path / "detector.json").write_text(json.dumps(ABOUT | {"data": {}}))
     with pytest.raises(UserError, match="train it again"):
-        cli.needs_cluster(Config(app=app))
+        serve.check(Config(app=app))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from raydistal.datasets.synthetic import _write_absurd_size
 from raydistal.detector import checkpoint, metrics, scoring, zoo
-from raydistal.errors import CrashedError, DecodeError, TimeLimitError, UserError
+from raydistal.errors import CrashedError, DecodeError, OverLimitError, TimeLimitError, UserError
 from raydistal.faces.look import look
 from raydistal.verdict import examine
 from raydistal.verdict.examine import Judge, Settings
@@ -208,6 +208,6 @@ def test_settings_are_checked(bad):
     ],
 )
 def test_what_is_too_large_is_refused(clips, judge, tmp_path, limits, message):
-    with pytest.raises(DecodeError, match=message):
+    with pytest.raises(OverLimitError, match=message):
         finish(examine.examine(clips["two"], "x", str(tmp_path), judge, Settings(draw=False, **limits)))
     assert not os.listdir(tmp_path)

@@ -326,7 +326,7 @@ const FAILURES = {
     "This file is no video that can be read",
     "It is not a video or picture, or it is damaged. If it plays on your machine, save it as MP4 (H.264) and send that.",
   ],
-  limit: [
+  over_limit: [
     "This video is over the limit",
     "Cut it to the part that matters, or save it with a smaller picture, and send that.",
   ],
@@ -341,8 +341,7 @@ const FAILURES = {
 };
 
 function failed({ status, message }, name) {
-  const kind = /; at most .* examined$/.test(message) ? "limit" : status; // readable, and refused
-  const [title, text] = FAILURES[kind] ?? [
+  const [title, text] = FAILURES[status] ?? [
     "This video could not be judged",
     "Send it again; if it happens again, tell who runs this server.",
   ];

@@ -1,0 +1,26 @@
+"""How a verb finds its cluster."""
+
+import socket
+
+import pytest
+
+from raydistal.errors import UserError
+from raydistal.pipelines import connection
+
+
+def test_an_address_where_nobody_listens_is_wrong_use():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "auto", "local"):
+            connection.check_address(address)
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "no-such-host.invalid:6379"):
+        with pytest.raises(UserError, match=f"no Ray cluster answers at RAY_ADDRESS={address}"):
+            connection.check_address(address)
+    with pytest.raises(UserError, match="raydistal submit"):
+        connection.check_address("http://127.0.0.1:8265")
+
+
+@pytest.mark.ray
+def test_who_is_connected_stays_so(cluster, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    connection.connect()
