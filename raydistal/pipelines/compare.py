@@ -22,7 +22,7 @@ from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import train
 from raydistal.pipelines.scaling import Budget
-from raydistal.pipelines.trainings import Training, evaluate_all, train_all, videos_to_test
+from raydistal.pipelines.trainings import Training, check_asked, evaluate_all, train_all, videos_to_test
 
 if TYPE_CHECKING:
     from raydistal.detector.comparison import Tried
@@ -63,17 +63,11 @@ class Config:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        if not self.architectures:
-            raise UserError("name at least one of --architectures")
-        for name, values in (("architectures", self.architectures), ("sets", self.sets), ("faces", self.faces)):
-            if len(set(values)) < len(values):
-                raise UserError(f"--{name} names something twice: {', '.join(map(str, values))}")
+        check_asked(self.split, architectures=self.architectures, sets=self.sets, faces=self.faces)
         if any(not 0 < ratio < 1 for ratio in map(_ratio, self.sets) if ratio is not None):
             raise UserError(f"shares in --sets must be above 0 and below 1, not {' '.join(self.sets)}")
         if min(self.faces, default=2) < 2 or self.seeds < 1 or not 0 < self.margin < 1:
             raise UserError("need --faces of at least 2, --seeds of at least 1, and a --margin between 0 and 1")
-        if self.split in ("train", "val"):
-            raise UserError(f"--split {self.split} is what detectors learn from; measure them on another, such as test")
         self.to_train(self.architectures[0], "", "")  # refuses a bad recipe
 
     def to_train(self, architecture: str, out: str, manifest: str, seed: int = 0, max_faces: int = 0) -> train.Config:

@@ -21,7 +21,7 @@ from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import train
 from raydistal.pipelines.scaling import Budget
-from raydistal.pipelines.trainings import Training, evaluate_all, train_all, videos_to_test
+from raydistal.pipelines.trainings import Training, check_asked, evaluate_all, train_all, videos_to_test
 
 if TYPE_CHECKING:
     from raydistal.detector.evaluated import Evaluation, Said
@@ -57,15 +57,9 @@ class Config:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        if not self.architectures:
-            raise UserError("name at least one of --architectures")
-        for name, values in (("architectures", self.architectures), ("methods", self.methods)):
-            if len(set(values)) < len(values):
-                raise UserError(f"--{name} names something twice: {', '.join(values)}")
+        check_asked(self.split, architectures=self.architectures, methods=self.methods)
         if self.seeds < 1 or not 0 < self.margin < 1:
             raise UserError("need --seeds of at least 1, and a --margin between 0 and 1")
-        if self.split in ("train", "val"):
-            raise UserError(f"--split {self.split} is what detectors learn from; measure them on another, such as test")
         self.to_train(self.architectures[0], None, 0)  # refuses a bad recipe
 
     def to_train(self, architecture: str, left_out: str | None, seed: int) -> train.Config:

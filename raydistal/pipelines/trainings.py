@@ -80,6 +80,17 @@ class Training:
                 detector.groups()
 
 
+def check_asked(split: str, architectures: Sequence[str], **others: Sequence[object]) -> None:
+    """Raises UserError if no architecture is named, something is named twice, or detectors learn from `split`."""
+    if not architectures:
+        raise UserError("name at least one of --architectures")
+    for name, values in {"architectures": architectures, **others}.items():
+        if len(set(values)) < len(values):
+            raise UserError(f"--{name} names something twice: {', '.join(map(str, values))}")
+    if split in ("train", "val"):
+        raise UserError(f"--split {split} is what detectors learn from; measure them on another, such as test")
+
+
 def train_all(verb: str, configs: Sequence[train.Config], training: Training, budget: Budget = UNLIMITED) -> None:
     """Runs all of them, as many at once as the cluster has room for; `verb` is named in the progress.
 

@@ -289,7 +289,7 @@ def test_runs_that_cannot_be_compared_on(tmp_path):
     with pytest.raises(UserError, match="1 groups are in test and in train or val, such as g00"):
         compare.run(config(tmp_path / "b"))
     write_run(tmp_path / "c", order=["g12-0", "g00-1"])
-    with pytest.raises(UserError, match=r"1 of the 2 videos of .*ranking are no labelled training videos"):
+    with pytest.raises(UserError, match=r"1 of the 2 videos of .*ranking are not labelled training videos"):
         compare.run(config(tmp_path / "c"))
     write_run(tmp_path / "d")
     storage.delete(str(tmp_path / "d/faces" / tables.INFO))

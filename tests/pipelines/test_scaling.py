@@ -104,8 +104,8 @@ def test_sigterm_is_the_way_out():
 @pytest.mark.parametrize(
     ("budget", "why"),
     [
-        (Budget(max_hours=0.1 / 3600), "reached --max-hours 2.77778e-05"),
-        (Budget(idle_minutes=0.1 / 60), "no progress for --idle-minutes 0.00166667 after some: 3/5 things"),
+        (Budget(max_hours=0.1 / 3600), "it reached --max-hours 2.77778e-05"),
+        (Budget(idle_minutes=0.1 / 60), "it made no progress for --idle-minutes 0.00166667 after some: 3/5 things"),
     ],
 )
 def test_a_budget_ends_a_job_that_waits(budget, why):

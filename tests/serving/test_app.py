@@ -183,7 +183,8 @@ def test_limits_are_told_in_words(app, clip_writer, tmp_path):
         ("notes.txt", b"dear diary, " * 100, ("cannot be read as a video",)),
     ):
         told = app.examined(name, content)
-        assert (told["state"], told["error"]["status"], told["result"]) == ("failed", "decode_error", None)
+        status = "decode_error" if name == "notes.txt" else "over_limit"
+        assert (told["state"], told["error"]["status"], told["result"]) == ("failed", status, None)
         assert all(word in told["error"]["message"] for word in words), told["error"]
     assert app.upload("x", b"x" * 2_000_001).status_code == 413
 
@@ -298,6 +299,7 @@ def test_no_file_ends_a_replica(app, clip, clip_writer, tmp_path):
     assert min(states["done"], states["failed"]) > 20  # both are tried
     assert {one["error"]["status"] for one in found if one["state"] == "failed"} <= {
         "decode_error",
+        "over_limit",
         "crashed",
         "timeout",
     }
