@@ -49,7 +49,7 @@ from raydistal.pipelines import (
 from raydistal.pipelines.scaling import UNLIMITED, within
 from raydistal.serving import serve
 
-# Full disks, read-only ones and folders of others: the user's to mend, and no traceback helps with it.
+# Full disks, read-only ones and folders of others: for the user to fix, and no traceback helps with that.
 NO_BUGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
 Asked = TypeVar("Asked")
 VERBS = (

@@ -18,24 +18,25 @@ class Teaching:
     """What is learnt from which teachers. Without teachers: nothing."""
 
     teachers: tuple[str, ...] = ()
-    """Detector directories. Of several, losses are added (CKD equation 10), for soft their probabilities averaged."""
+    """Detector directories. With several, losses are summed (CKD equation 10); soft averages their probabilities."""
     kd: KD = "soft"
-    """soft: their probabilities (thesis 5.8.1); rkd: distances and angles between embeddings; contrastive: as CKD."""
+    """What is distilled. soft: probabilities (thesis 5.8.1); rkd: distances and angles between embeddings; contrastive:
+    real faces against fakes in a memory bank (CKD)."""
     alpha: float = 0.25
-    """Of soft: weight of the teachers' probabilities; the labels weigh 1 - alpha (thesis 6.2.5: 0.25)."""
+    """soft: weight of the teachers' probabilities; the labels have 1 - alpha (thesis 6.2.5: 0.25)."""
     temperature: float = 1.0
-    """Of soft: logits are divided by it."""
+    """soft: divides the logits."""
     kd_weight: float = 0.0
-    """Of rkd and contrastive: lambda, weight of the teachers' loss beside that of the labels. 0: 1, contrastive 0.1."""
+    """rkd, contrastive: lambda, weight of the teachers' loss beside that of the labels. 0: rkd 1, contrastive 0.1."""
     tau: float = 0.05
-    """Of contrastive: temperature of the similarities."""
+    """contrastive: temperature of the similarities."""
     negatives: int = 32
-    """Of contrastive: K, fakes that each real face is held against."""
+    """contrastive: K, number of fakes that each real face is contrasted with."""
     bank: int = 4096
-    """Of contrastive: fakes remembered from earlier steps, at most; 128 numbers each."""
+    """contrastive: most fakes kept from earlier steps, 128 numbers each."""
     outputs: Literal["auto", "live", "cached"] = "auto"
-    """live: they look at every face again, as it was augmented; cached: they speak from the tables that they filled by
-    raydistal teach; auto: cached if these are there and faces are not augmented."""
+    """live: teachers run on every face, augmented as the student sees it; cached: their outputs come from the tables of
+    raydistal teach; auto: cached if those exist and faces are not augmented."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:

@@ -1,4 +1,4 @@
-"""A synthetic dataset: drawn talking heads, fakes of them by five methods, and files that are no good.
+"""A synthetic dataset: drawn talking heads, fakes of them by five methods, and broken files.
 
 The seed and a file's name decide what is in it, so files are made by many processes in any order, and a run that was
 stopped goes on where it was. Camera noise, light and encoding vary alike for real and fake.

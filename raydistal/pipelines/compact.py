@@ -46,7 +46,7 @@ def run(config: Config) -> dict[str, Any]:
     location = storage.absolute(config.table)
     made_with = _made_with(location)
     with tables.sole_writer(location) as claim:
-        tables.read_ledger(location, made_with)  # mends what others left
+        tables.read_ledger(location, made_with)  # removes what others left
         names = tables.part_names(location)
         merges = {_merged_name(old): old for old in _small_ones(location, names, config.part_mib << 20)}
         if merges:

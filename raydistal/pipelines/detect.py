@@ -114,7 +114,7 @@ def run(config: Config) -> dict[str, Any]:
     place = storage.join(out, "verdicts")
     made_with = _made_with(config, about)
     with tables.sole_writer(place) as claim:
-        tables.read_ledger(place, made_with)  # mends what was cut off
+        tables.read_ledger(place, made_with)  # removes what was cut off
         pending = _pending(videos, place)
         if len(pending) or not tables.read_info(place):
             (name,) = storage.distinct_names("--detector", [config.detector])

@@ -53,23 +53,23 @@ class Settings:
     """How a video is examined."""
 
     sample: str = ""
-    """Frames that the verdict on the video rests on; default: as for the videos that the detector learnt from."""
+    """Frames that the probability of the video is computed from; default: as in the detector's training."""
     timeline: str = "fps:4"
-    """Further frames looked at, to tell one person from another and what happens when; at most 1000."""
+    """Further frames, to follow each person over time; at most 1000."""
     band: float = 0.1
-    """A probability that is nearer than this to the threshold is unsure."""
+    """A probability closer than this to the threshold is unsure."""
     draw: bool = True
-    """Also write the video again, with boxes around the faces."""
+    """Also write an annotated copy of the video, with a box around each face."""
     draw_heat: bool = True
-    """Draw heatmaps there as well, if the detector has them; they hide much of a face."""
+    """Draw heatmaps into it as well; they cover much of a face."""
     timeout_s: float = 300
-    """Seconds that finding the faces, or drawing, may take."""
+    """Time limit in seconds for finding the faces, and for drawing."""
     memory_mib: int = 2048
-    """Memory that decoding or drawing may take, in MiB."""
+    """Memory limit in MiB of the process that decodes or draws."""
     max_seconds: float = 0
-    """Videos longer than this are refused; 0: none are."""
+    """Refuse videos longer than this; 0: no limit."""
     max_pixels: int = 0
-    """Videos and pictures with more pixels in a frame are refused; 0: none are."""
+    """Refuse videos and pictures with more pixels per frame; 0: no limit."""
 
     def __post_init__(self) -> None:
         Sampling.parse(self.sample or self.timeline)
