@@ -56,6 +56,12 @@ def test_version():
     assert done.stdout.startswith(f"raydistal {version('raydistal')}, ray 2.")
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell, tmp_path):
+    assert raydistal("--tyro-write-completion", shell, tmp_path / "completion").returncode == 0
+    assert "--architecture" in (tmp_path / "completion").read_text()
+
+
 def test_index_says_what_it_found(folders, tmp_path):
     done = raydistal("index", "--videos", folders, "--out", tmp_path / "run")
     summary = last_line(done)

@@ -14,7 +14,7 @@ from raydistal.pipelines import submit
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELIDED = {"...", "VERB", "[options]"}  # words of a line that only names a command
+ELIDED = {"...", "VERB", "[options]", "--tyro-write-completion"}  # a line that only names a command, or is tyro's
 
 
 def code(page: Path) -> str:
