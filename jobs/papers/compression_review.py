@@ -36,7 +36,7 @@ from raydistal import cli, storage, tables
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
 from raydistal.pipelines import evaluate, export, prune, train
-from raydistal.pipelines.streaming import use_gpu
+from raydistal.pipelines.streaming import as_raised, use_gpu
 from raydistal.pipelines.trainings import Training, train_all, videos_to_test
 
 RECIPES = ("BL", "CPF", "KD-small", "CQ", "TL+FT", "TL+FT+Q", "TL+adapter")
@@ -171,8 +171,8 @@ def _on_cluster(work: Callable[[Any], dict[str, Any]], config: object, device: s
 
     try:
         ray.get(ray.remote(num_cpus=1, num_gpus=int(use_gpu(device)))(work).remote(config))
-    except UserError as error:  # from a worker, with its traceback
-        raise getattr(error, "cause", error) from None
+    except UserError as error:
+        raise as_raised(error) from None
 
 
 def grid(evaluation: str, places: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def connect() -> None:
             raise UserError(f"RAY_ADDRESS is {address}: {error}") from error
         finally:
             signal.signal(signal.SIGTERM, on_sigterm)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are the tracebacks of what is raised
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

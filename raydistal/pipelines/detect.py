@@ -29,7 +29,7 @@ from raydistal.datasets import layout
 from raydistal.errors import DecodeError, UserError, VideoError
 from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import Budget, Growth, demand
-from raydistal.pipelines.streaming import bound_queues, in_blocks, network_actors, use_gpu
+from raydistal.pipelines.streaming import as_raised, bound_queues, in_blocks, network_actors, use_gpu
 from raydistal.pipelines.telemetry import add_seconds, log_failure
 from raydistal.progress import Progress
 from raydistal.verdict import examine
@@ -409,8 +409,8 @@ def _on_cluster(job: Job, networks: Networks, pending: pa.Table) -> Iterator[pa.
     try:
         with demand(growth, len(pending)):
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    except UserError as error:  # from a worker, with its traceback
-        raise getattr(error, "cause", error) from None
+    except UserError as error:
+        raise as_raised(error) from None
 
 
 def _num_actors(growth: Growth, num_videos: int, num_workers: int) -> tuple[int, int]:

@@ -156,8 +156,13 @@ def through_actors(
     try:
         with demand(growth, num_videos):
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    except UserError as error:  # from a worker, with its traceback
-        raise getattr(error, "cause", error) from None
+    except UserError as error:
+        raise as_raised(error) from None
+
+
+def as_raised(error: UserError) -> UserError:
+    """What a worker raised, without the traceback that Ray and the hint at retries that Ray Data put into it."""
+    return UserError(str(getattr(error, "cause", error)).partition("\nFailed to apply UDF transform")[0])
 
 
 def start_torch() -> str:

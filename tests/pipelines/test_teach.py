@@ -159,5 +159,5 @@ def test_what_cannot_be_taught(cluster, run, tmp_path, write_run):
     crops = [[b"nothing", *images[1:]] for images in rows["crop"].to_pylist()]
     rows = rows.set_column(rows.column_names.index("crop"), rows.schema.field("crop"), pa.array(crops))
     storage.write_bytes(str(tmp_path / "bad/faces" / part), tables.to_parquet(rows, json.loads('{"crops": "png"}')))
-    with pytest.raises(UserError, match=r"^crops of g00-0 are no images"):
+    with pytest.raises(UserError, match=r"^crops of g00-0 are not images.* run's videos\.$"):
         teach.run(teach.Config(teachers=teachers, data=str(tmp_path / "bad")))

@@ -215,7 +215,7 @@ def test_without_val_the_threshold_is_a_half(tmp_path, write_run, capsys):
     train.fit(config(tmp_path, epochs=1))
     about = checkpoint.load(str(tmp_path / "detector"))[1]
     assert about["threshold"] == {"video": 0.5, "frame": 0.5, "from": "default"}
-    assert "no val faces" in capsys.readouterr().err
+    assert "val has not faces of both classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_tables_that_cannot_be_learnt_from(tmp_path, write_run):
     with pytest.raises(UserError, match="missing or unfinished"):
         train.fit(config(tmp_path / "b"))
     write_run(tmp_path / "c", splits=("val", "test"))
-    with pytest.raises(UserError, match="0 real, 0 fake in split train"):
+    with pytest.raises(UserError, match="not 0 real and 0 fake ones as in split train"):
         train.fit(config(tmp_path / "c"))
     write_run(tmp_path / "d")
     videos = tables.read_table(str(tmp_path / "d/videos"), "index").to_pylist()
