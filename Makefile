@@ -10,11 +10,11 @@ demo: .venv/installed ## a synthetic dataset -> index -> extract -> select -> re
 test: .venv/installed-dev ## every test
 	$(BIN)/pytest -n 2
 
-fast: .venv/installed-dev ## the tests that start no Ray cluster and no browser
-	$(BIN)/pytest -m "not ray and not browser"
+fast: .venv/installed-dev ## the tests that start no Ray cluster and no browser, and take no second each
+	$(BIN)/pytest -n 2 -m "not ray and not browser and not slow"
 
-coverage: .venv/installed-dev ## the share of raydistal/ that `make fast` runs; what runs in child processes does not count
-	$(BIN)/pytest -m "not ray and not browser" --cov=raydistal --cov-branch --cov-report=term
+coverage: .venv/installed-dev ## the share of raydistal/ that tests without Ray and browser run; child processes do not count
+	$(BIN)/pytest -n 2 -m "not ray and not browser" --cov=raydistal --cov-branch --cov-report=term
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -27,7 +27,7 @@ soak: .venv/installed-dev ## minutes of chaos: drivers, workers, nodes and the h
 autoscale: .venv/installed-dev ## clusters of made-up nodes that grow for a job and shrink after it
 	$(BIN)/pytest tests/faults/autoscaler.py
 
-bench: .venv/installed-bench ## the ratios that README quotes
+bench: .venv/installed-bench ## the ratios of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from raydistal import tables
 
+pytestmark = pytest.mark.slow
+
 sys.path.append(str(Path(__file__).parents[1]))  # benchmarks are run from the repository, not installed
 clips, decode, detect, extract, extractors, scale, train, verdicts = (
     importlib.import_module(f"benchmarks.{name}")

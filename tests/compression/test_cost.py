@@ -10,6 +10,8 @@ from raydistal.compression.stopwatch import Stopwatch
 from raydistal.detector import checkpoint
 from raydistal.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_needs_no_stopwatch(exported):
     detector, about = checkpoint.load(str(exported / "detector"))

@@ -13,6 +13,8 @@ from raydistal.detector import adapters, checkpoint, runtime, zoo
 from raydistal.detector.examples import Batch
 from raydistal.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_file_is_complete_in_itself(exported):
     model = onnx.load(exported / "onnx/model.onnx", load_external_data=False)

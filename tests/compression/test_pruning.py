@@ -14,6 +14,8 @@ from raydistal.detector.examples import Batch
 from raydistal.detector.zoo import create
 from raydistal.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TINY = "timm:test_efficientnet"
 
 

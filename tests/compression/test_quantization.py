@@ -10,6 +10,8 @@ from raydistal.compression import quantization
 from raydistal.detector import checkpoint, runtime
 from raydistal.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def crops(num, seed=0, size_px=32):
     """Fakes brighter, as in the run."""

@@ -15,6 +15,8 @@ from raydistal.datasets.synthetic_scenes import TalkingHead
 from raydistal.errors import DecodeError, UserError
 from raydistal.faces.look import look
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = {"num_identities": 2, "seconds": 0.8, "fps": 15}
 HOSTILE = {
     "absurd_size.png": "decode_error",

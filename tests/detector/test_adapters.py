@@ -10,6 +10,8 @@ from raydistal.detector import adapters, shapes
 from raydistal.detector.zoo import create, train_only
 from raydistal.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CNNS = ["timm:test_efficientnet", "timm:test_resnet"]
 BLOCKS = {
     "timm:test_efficientnet": [f"blocks.{number}.0" for number in range(4)],

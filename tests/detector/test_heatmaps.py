@@ -12,6 +12,8 @@ from raydistal.detector.heatmaps import Heatmaps, grad_cam_pp
 from raydistal.detector.zoo import ARCHITECTURES, create
 from raydistal.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TINIES = ["timm:test_resnet", "timm:test_efficientnet", "timm:test_convnext"]
 CELLS = dict.fromkeys(ARCHITECTURES, 7) | {"xception": 10, "efficientnet_b1": 8, "efficientnet_b2": 8}
 CELLS |= {"efficientnet_b3": 9, "efficientnet_lite2": 9, "efficientnetv2_s": 10}

@@ -10,6 +10,8 @@ from raydistal.detector.zoo import ARCHITECTURES, Detector, create, parse_archit
 from raydistal.errors import UserError
 from raydistal.features.backbones import state_digest
 
+pytestmark = pytest.mark.slow
+
 TINY = "timm:test_resnet"
 TINIES = [TINY, "timm:test_efficientnet", "timm:test_convnext"]
 
