@@ -34,6 +34,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return ByCluster(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "exported" in getattr(item, "fixturenames", ()):  # it takes seconds in each process
+            item.add_marker(pytest.mark.slow)
+
+
 def write_clip(
     path: Path,
     codec: str = "libx264",

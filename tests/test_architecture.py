@@ -68,6 +68,7 @@ def test_imports_point_down(path: Path) -> None:
             assert not is_verb or path.stem in PIPELINES_OF_PIPELINES, f"{path} imports {name}"
 
 
+@pytest.mark.slow
 def test_domain_packages_load_without_ray() -> None:
     code = (
         "import importlib, pkgutil, sys, raydistal\n"

@@ -186,6 +186,7 @@ def test_a_small_file_is_one_request(s3, through):
     assert [line.split()[0] for line in asked] == ["PUT"]
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_for_a_moment(s3, through):
     times = Counter()
 

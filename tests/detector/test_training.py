@@ -178,6 +178,7 @@ def step_of_one_of_two(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path):
     programs = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in (0, 1)]
     assert [program.wait(120) for program in programs] == [0, 0]

@@ -18,6 +18,7 @@ def resnet_state():
     return load_weights("resnet50", "random")
 
 
+@pytest.mark.slow
 def test_vgg16_features_are_those_of_torchvision(crops_NHWC):
     """relu5_3 after max pooling, averaged; and fc7 after ReLU, from torchvision's own network and transforms."""
     torch.manual_seed(1)

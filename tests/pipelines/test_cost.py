@@ -9,6 +9,8 @@ from raydistal.compression.cost import describe
 from raydistal.errors import UserError
 from raydistal.pipelines import cost
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("onnx", "detector")
 
 

@@ -17,6 +17,8 @@ from raydistal.errors import UserError
 from raydistal.pipelines import compact, detect, evaluate, extract, scaling, status
 from raydistal.verdict import examine
 
+pytestmark = pytest.mark.slow
+
 SIZE_PX = (240, 180)
 NETWORK = extract.Features(backbone="timm:mobilenetv3_small_050", weights="random", precision="float32")
 PLAIN = examine.Settings(timeline="fps:2", draw=False)

@@ -14,6 +14,8 @@ from raydistal.detector.scoring import Scorer
 from raydistal.errors import UserError
 from raydistal.pipelines import export
 
+pytestmark = pytest.mark.slow
+
 
 def config(exported, out, name="detector", **changes):
     return export.Config(**({"detector": f"{exported}/{name}", "out": str(out)} | changes))

@@ -14,6 +14,8 @@ from raydistal.detector import checkpoint, shapes
 from raydistal.errors import UserError
 from raydistal.pipelines import prune, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, write_run):

@@ -14,6 +14,8 @@ from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import report, train
 
+pytestmark = pytest.mark.slow
+
 
 def config(run, **changes):
     values = {"data": str(run), "out": str(run / "detector"), "architecture": "timm:test_resnet", "weights": "random"}

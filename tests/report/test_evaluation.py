@@ -12,6 +12,8 @@ from raydistal.errors import UserError
 from raydistal.report import evaluation, figures
 from raydistal.report.page import Cell
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)</script>$x^{"
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", HOSTILE)
 NUM_REAL, NUM_FAKE = 40, 160  # videos

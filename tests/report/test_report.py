@@ -14,6 +14,8 @@ from raydistal.errors import UserError
 from raydistal.pipelines import report
 from raydistal.report import contents
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)</script>"
 NAMES = [
     "<script>alert(1)<svg onload=x>.mp4",

@@ -57,6 +57,7 @@ CODECS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     codec=st.sampled_from(CODECS),

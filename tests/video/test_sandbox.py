@@ -16,6 +16,8 @@ import pytest
 from raydistal.errors import CrashedError, DecodeError, TimeLimitError
 from raydistal.video.sandbox import Sandbox, kept
 
+pytestmark = pytest.mark.slow
+
 WORKER = """
 import os, signal, time
 import pyarrow as pa
