@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 
 from raydistal.errors import DecodeError
 from raydistal.faces.crop import encode
-from raydistal.verdict.drawing import Painter, Planes, Track
+from raydistal.verdict.drawing import DrawnTrack, Painter, Planes
 from raydistal.verdict.sound import sound_packets
 from raydistal.verdict.watch import start_of
 from raydistal.video.decode import Frame, PacketIndex, decode_frames, open_media, read_index
@@ -58,7 +58,7 @@ def annotate(path: str, out: str, tracks: Sequence[dict[str, Any]]) -> Iterator[
         DecodeError: nothing of it can be decoded.
     """
     index = read_index(path)
-    found = [Track.read(track) for track in tracks]
+    found = [DrawnTrack.read(track) for track in tracks]
     part = f"{out}.part"
     try:
         if out.endswith(".jpg"):
@@ -76,7 +76,7 @@ def annotate(path: str, out: str, tracks: Sequence[dict[str, Any]]) -> Iterator[
             os.remove(part)
 
 
-def _picture(path: str, index: PacketIndex, out: str, tracks: Sequence[Track]) -> Iterator[pa.Table]:
+def _picture(path: str, index: PacketIndex, out: str, tracks: Sequence[DrawnTrack]) -> Iterator[pa.Table]:
     frame = next(decode_frames(path, index, np.arange(len(index.pts_N))), None)
     if frame is None:
         raise DecodeError("no frame of it could be decoded")
@@ -86,7 +86,9 @@ def _picture(path: str, index: PacketIndex, out: str, tracks: Sequence[Track]) -
     yield _progress(1, 1)
 
 
-def _video(path: str, index: PacketIndex, out: str, tracks: Sequence[Track], has_sound: bool) -> Iterator[pa.Table]:
+def _video(
+    path: str, index: PacketIndex, out: str, tracks: Sequence[DrawnTrack], has_sound: bool
+) -> Iterator[pa.Table]:
     start_s = start_of(index.pts_s_N)
     frames = decode_frames(path, index, np.arange(len(index.pts_N)))
     first = next(frames, None)
@@ -147,7 +149,7 @@ def _progress(num_done: int, total: int) -> pa.Table:
 class Canvas:
     """Turns decoded frames into frames to encode: upright, of one even size, 8-bit YUV 4:2:0, drawn on."""
 
-    def __init__(self, first: Frame, tracks: Sequence[Track]) -> None:
+    def __init__(self, first: Frame, tracks: Sequence[DrawnTrack]) -> None:
         height_px, width_px = first.shape
         longer, shorter = MAX_SIZE_PX
         scale = min(1.0, longer / max(width_px, height_px), shorter / min(width_px, height_px))

@@ -49,7 +49,7 @@ STYLES = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Track:
+class DrawnTrack:
     """One person: where and when seen (K sightings)."""
 
     number: int
@@ -61,7 +61,7 @@ class Track:
     margin: float | None  # of the square around the box that the heat covers; None: it covers the box
 
     @classmethod
-    def read(cls, track: Mapping[str, Any]) -> "Track":
+    def read(cls, track: Mapping[str, Any]) -> "DrawnTrack":
         """From the JSON-able form that `annotate` takes."""
         heat = track.get("heat")
         pts_s_K = np.array(track["pts_s"], np.float64)
@@ -100,7 +100,7 @@ class Track:
         return np.array(square_around(box_4.astype(np.float32), self.margin, height_px, width_px), np.float64)
 
 
-def step_between(tracks: Sequence[Track]) -> float:
+def step_between(tracks: Sequence[DrawnTrack]) -> float:
     """Seconds from one look at the video to the next, as a rule."""
     looks_s = np.unique([now_s for track in tracks for now_s in track.pts_s_K.tolist()])
     return float(np.median(np.diff(looks_s))) if len(looks_s) > 1 else UNKNOWN_STEP_S
@@ -116,7 +116,7 @@ class Painter:
         is_bt709: by which matrix the frames' colours were made; else by that of BT.601. Limited range.
     """
 
-    def __init__(self, tracks: Sequence[Track], width_px: int, height_px: int, is_bt709: bool) -> None:
+    def __init__(self, tracks: Sequence[DrawnTrack], width_px: int, height_px: int, is_bt709: bool) -> None:
         self.tracks, self.size = tracks, (width_px, height_px)
         self.step_s = step_between(tracks)
         self.yuv = Yuv(is_bt709)
@@ -124,10 +124,10 @@ class Painter:
         self.line_px = max(2, round(shorter_px / 270))
         self.outline_px = max(1, round(shorter_px / 720))
         self.font_px = max(9.0, 4.5 + 0.0315 * shorter_px)  # 16 at 360p, 39 at 1080p, 73 at 4K
-        self._labels: dict[Track, list[Tile]] = {}  # of the tracks in sight: each takes a megabyte at 1080p
+        self._labels: dict[DrawnTrack, list[Tile]] = {}  # of the tracks in sight: each takes a megabyte at 1080p
         note = Tile.of([(NOTE, DARK, PALE)], 0.62 * self.font_px, self.outline_px, self.yuv)
         self._note = note if tracks and note.width_px < 0.6 * width_px else None
-        self._last_choice: dict[Track, int] = {}
+        self._last_choice: dict[DrawnTrack, int] = {}
         self._heat_tables = self.yuv.heat()
         cv2.setNumThreads(1)
 
@@ -203,7 +203,7 @@ class Painter:
         cv2.add(faded_HWC, cv2.LUT(heat_HWC, colour), dst=faded_HWC)
         part_HWC[:] = faded_HWC
 
-    def _tiles(self, track: Track) -> list["Tile"]:
+    def _tiles(self, track: DrawnTrack) -> list["Tile"]:
         """Its label, and a shorter one for a crowd. An unsure one has no score: people would go by it."""
         style = STYLES[track.verdict]
         score = "" if track.verdict == "unsure" else f" {track.probability:.2f}"
@@ -213,7 +213,7 @@ class Painter:
         tiles = [Tile.of(parts, self.font_px, self.outline_px, self.yuv) for parts in texts]
         return [tile for tile in tiles if tile.width_px <= self.size[0]]
 
-    def _places(self, boxes: Mapping[Track, Box]) -> list[tuple["Tile", Rect]]:
+    def _places(self, boxes: Mapping[DrawnTrack, Box]) -> list[tuple["Tile", Rect]]:
         """Where the labels go: at the box, inside the frame, off the other labels and faces where that can be."""
         self._labels = {track: self._labels[track] if track in self._labels else self._tiles(track) for track in boxes}
         placed = [] if self._note is None else [(self._note, self._in_the_corner(self._note))]

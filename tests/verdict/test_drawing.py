@@ -3,7 +3,7 @@ import base64
 import numpy as np
 import pytest
 
-from raydistal.verdict.drawing import STYLES, Painter, Track, Yuv, step_between
+from raydistal.verdict.drawing import STYLES, DrawnTrack, Painter, Yuv, step_between
 
 WIDTH_PX, HEIGHT_PX = 640, 360
 
@@ -11,7 +11,7 @@ WIDTH_PX, HEIGHT_PX = 640, 360
 def track(number=1, verdict="fake", box=(200, 100, 320, 220), pts_s=(0.0, 0.25, 0.5), **more):
     boxes = more.pop("boxes", [box] * len(pts_s))
     about = {"track": number, "verdict": verdict, "probability": 0.93, "pts_s": list(pts_s), "box_xyxy_px": boxes}
-    return Track.read(about | more)
+    return DrawnTrack.read(about | more)
 
 
 def grey(width_px=WIDTH_PX, height_px=HEIGHT_PX, luma=110):
