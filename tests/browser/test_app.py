@@ -166,7 +166,7 @@ def test_by_keyboard_alone(visit, clip):
 def test_a_text_file(visit):
     page = visit()
     choose(page, b"no video at all", "notes.txt")
-    expect(page.locator("#trouble-title")).to_have_text("This file is no video that can be read")
+    expect(page.locator("#trouble-title")).to_have_text("This file cannot be read as a video")
     expect(page.locator("#trouble-detail")).to_contain_text("notes.txt")
     page.get_by_role("button", name="Choose another file").click()
     expect(page.locator("#drop")).to_be_visible()

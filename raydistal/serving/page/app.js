@@ -323,7 +323,7 @@ function expired() {
 
 const FAILURES = {
   decode_error: [
-    "This file is no video that can be read",
+    "This file cannot be read as a video",
     "It is not a video or picture, or it is damaged. If it plays on your machine, save it as MP4 (H.264) and send that.",
   ],
   over_limit: [
