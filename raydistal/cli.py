@@ -4,7 +4,9 @@ The last line of stdout is one JSON object; all else goes to stderr.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped before the end.
 
-RAY_ADDRESS names the cluster; without it one is started on this machine. raydistal --version tells what is installed.
+RAY_ADDRESS names the cluster; without it one is started on this machine.
+
+raydistal --version tells what is installed.
 """
 
 import errno
