@@ -1,11 +1,14 @@
 """Clips made on the spot: no media file lies in the repository."""
 
+import importlib.util
 import shutil
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import av
@@ -105,6 +108,22 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     boto3.client("s3").create_bucket(Bucket=bucket)
     yield f"s3://{bucket}"
     server.stop()
+
+
+@pytest.fixture
+def load_paper(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """load_paper(name) imports jobs/papers/NAME.py, which is no part of a package."""
+
+    def load(name: str) -> ModuleType:
+        monkeypatch.setattr(sys, "path", sys.path.copy())  # the scripts change it
+        path = Path(__file__).parents[1] / "jobs/papers" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 FACES = {"sample": "even:6", "sample_fake": "even:6", "detector": "none", "scale_factor": 1.2, "min_neighbors": 5}

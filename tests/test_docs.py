@@ -1,9 +1,7 @@
 """What README.md and docs/ tell people to type is understood, and what they point at is there."""
 
-import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,14 +44,8 @@ def test_every_command_line_is_understood(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", commands("python jobs/papers/"), ids=shlex.join)
-def test_every_script_of_the_papers_understands_its_options(words: list[str], monkeypatch) -> None:
-    monkeypatch.setattr(sys, "path", sys.path.copy())  # the scripts change it
-    path = ROOT / "jobs/papers" / words[0]
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, path.stem, module)
-    spec.loader.exec_module(module)
-    tyro.cli(module.Config, args=words[1:])
+def test_every_script_of_the_papers_understands_its_options(words: list[str], load_paper) -> None:
+    tyro.cli(load_paper(words[0].removesuffix(".py")).Config, args=words[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,11 +1,8 @@
 """jobs/papers/ckd_tables.py without its trainings."""
 
 import dataclasses
-import importlib.util
 import re
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +12,10 @@ from raydistal import tables
 from raydistal.detector.evaluated import Evaluation
 from raydistal.errors import UserError
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def job(monkeypatch):
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    spec = importlib.util.spec_from_file_location("ckd_tables", ROOT / "jobs/papers/ckd_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def job(load_paper):
+    return load_paper("ckd_tables")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Sets, trainings and verdicts on made-up faces: noise, the fakes brighter."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -9,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +20,6 @@ from raydistal.errors import UserError
 from raydistal.faces import crop
 from raydistal.pipelines import compare, extract, train, trainings
 
-ROOT = Path(__file__).parents[2]
 SIZE_PX = 32
 SPLITS = ("train",) * 12 + ("val",) * 3 + ("test",) * 7
 NET = "timm:test_resnet"
@@ -298,14 +295,9 @@ def test_runs_that_cannot_be_compared_on(tmp_path):
 
 
 @pytest.fixture
-def job(monkeypatch):
+def job(load_paper):
     """jobs/papers/deepdistal_table1.py, imported."""
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    spec = importlib.util.spec_from_file_location("deepdistal_table1", ROOT / "jobs/papers/deepdistal_table1.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return load_paper("deepdistal_table1")
 
 
 def test_what_deepdistal_says_is_the_default(job):

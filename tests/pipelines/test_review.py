@@ -1,9 +1,7 @@
 """jobs/papers/compression_review.py without its trainings: the grid from an evaluation that is on disk."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,19 +11,13 @@ from raydistal import schemas, tables
 from raydistal.compression import cost
 from raydistal.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 METHODS = {"source": ("progan", "crn"), "target": ("glide",)}
 TRANSFERRED = ("TL+FT", "TL+FT+Q", "TL+adapter")
 
 
 @pytest.fixture
-def job(monkeypatch):
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    spec = importlib.util.spec_from_file_location("compression_review", ROOT / "jobs/papers/compression_review.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def job(load_paper):
+    return load_paper("compression_review")
 
 
 def write_detector(place, recipe, number, parent):

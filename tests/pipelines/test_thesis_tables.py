@@ -1,22 +1,11 @@
 """jobs/papers/thesis_tables.py without its trainings."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def job(monkeypatch):
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    spec = importlib.util.spec_from_file_location("thesis_tables", ROOT / "jobs/papers/thesis_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def job(load_paper):
+    return load_paper("thesis_tables")
 
 
 def test_what_the_thesis_says_is_the_default(job):
