@@ -21,7 +21,7 @@ from raydistal.detector.examples import Batch, rebatch, shuffled_shares
 from raydistal.detector.training import Training
 from raydistal.faces import crop
 from raydistal.faces.look import look
-from raydistal.pipelines import train
+from raydistal.pipelines import epochs, train
 
 TARGET = 0.9
 NUM_WORKERS = 2  # of the DataLoader
@@ -99,14 +99,14 @@ def ray_data(config: train.Config) -> Epoch:
     from raydistal.detector.zoo import create
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    examples = train._examples(config, train._videos(config))
+    examples = train.examples_of(config, train.videos_of(config))
     claim = tables.Claim(config.out, "")
     job = train._job(config, {}, claim, create(config.architecture, "random"), examples)
     known = ray.put(job)
 
     def epoch(number: int) -> Iterator[Batch]:
         windows = shuffled_shares(job.train["part"].to_numpy(), 1, config.seed, number)[0]
-        return rebatch(train._feed("train", windows, number, job=known), config.full_recipe().batch_size, min_last=2)
+        return rebatch(epochs._feed("train", windows, number, job=known), config.full_recipe().batch_size, min_last=2)
 
     return epoch
 

@@ -5,12 +5,15 @@ pixels of the upright frame; times are seconds; images are RGB uint8 HWC. In `fa
 video, and all lists of a row have one length. Fields that are not nullable are required.
 """
 
+from typing import Literal, get_args
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 STATUSES = ("ok", "no_face", "decode_error", "crashed", "timeout", "missing", "other_file")
-SPLITS = ("train", "val", "test", "pool")  # pool: unlabelled
+Split = Literal["train", "val", "test", "pool"]  # pool: unlabelled
+SPLITS: tuple[Split, ...] = get_args(Split)
 SYNTHETIC = "synthetic"  # dataset of the videos that `raydistal demo` draws: nothing measured on it is about the world
 # settings of a detector's teaching that each kind of distillation reads
 KD_SETTINGS = {

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -102,6 +102,12 @@ def distinct_names(option: str, locations: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
         lengths = [length + (names.count(name) > 1) for name, length in zip(names, lengths, strict=True)]
+
+
+def refuse_input(out: str, inputs: Iterable[str]) -> None:
+    """Raises UserError if the folder `out` of a job is one of those that it reads."""
+    if absolute(out) in map(absolute, inputs):
+        raise UserError(f"--out {out} is one of the folders to read: its report would be lost. Use another.")
 
 
 def read_bytes(location: str) -> bytes:

@@ -398,15 +398,16 @@ def _learnt(data: str) -> Learnt:
 def measure(config: Config, evaluation: "Evaluation", cell: Cell, data: str) -> "Draws":
     """Accuracy on the faces of a part: mean of that on real ones and that on fakes, over seeds."""
     from raydistal.detector.comparison import count_groups, mean_over_seeds, resampled_weights
-    from raydistal.detector.judging import judge
     from raydistal.detector.metrics import weighted_accuracy
+    from raydistal.detector.outcome import outcome_of
 
     value_SB = []
     for seed in range(config.seeds):
         name = evaluation.names[config.place(cell, seed)]
         place = storage.join(evaluation.location, "scores", f"{name}--{data}")
         scores = tables.read_table(place, "evaluate").sort_by("video_id").combine_chunks()
-        frames = judge(scores, scores, "mean", dict.fromkeys(("video", "frame"), THRESHOLD), False).levels["frame"]
+        thresholds = dict.fromkeys(("video", "frame"), THRESHOLD)
+        frames = outcome_of(scores, scores, "mean", thresholds, skips_no_face=False).levels["frame"]
         weight_BN = resampled_weights(scores["group_id"].to_numpy())[:, frames.video_N]
         is_fake_N = frames.label_N == 1
         if cell.part.method:

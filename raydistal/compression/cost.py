@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from raydistal import storage
 from raydistal.compression.counting import count_macs
 from raydistal.compression.stopwatch import Device, Stopwatch
 from raydistal.detector import checkpoint, runtime
@@ -43,18 +42,15 @@ def describe(location: str) -> dict[str, Any]:
         UserError: as `runtime.load`.
     """
     model, about = runtime.load(location)
-    is_torch = isinstance(model, Detector)
-    name = checkpoint.WEIGHTS if is_torch else runtime.FILES[about["runtime"]]
-    filesystem, path = storage.resolve(storage.join(location, name))
     return {
         "architecture": about["architecture"],
         "input_px": about["input_px"],
         "model_id": checkpoint.model_id(about),
-        "runtime": "torch" if is_torch else about["runtime"],
+        "runtime": about["runtime"],
         "precision": about.get("precision", "float32"),
         "num_params": about["num_params"],
         "macs": count_macs(model) if isinstance(model, Detector) else about["macs"],
-        "size_mb": filesystem.get_file_info(path).size / 1e6,
+        "size_mb": runtime.size_mb(location),
     }
 
 

@@ -86,7 +86,7 @@ def find_teachers(locations: Iterable[str]) -> list[Teacher]:
     found: dict[str, Teacher] = {}
     for location in locations:
         about = checkpoint.read_about(location)
-        if about.get("runtime", "torch") != "torch":
+        if about["runtime"] != "torch":
             raise UserError(
                 f"the teacher {location} is an exported model ({about['runtime']}), which gives no embeddings: give "
                 "the detector that it was exported from"

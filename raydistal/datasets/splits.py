@@ -21,7 +21,7 @@ def assign(videos: pa.Table, ratios: tuple[float, float, float], seed: int) -> t
     becomes val. Where an official split cuts a group, each part becomes a group of its own.
     The result depends on the set of rows and the seed, not on the order of the rows.
     """
-    shares = {split: ratio for split, ratio in zip(SPLITS, ratios, strict=False) if ratio > 0}
+    shares: dict[str, float] = {split: ratio for split, ratio in zip(SPLITS, ratios, strict=False) if ratio > 0}
     rows = pa.table({"group": videos["group_id"], "label": videos["label"], "method": videos["method"].fill_null("")})
     rows = rows.append_column("split", _official(rows, videos["split"]))
     warnings = []

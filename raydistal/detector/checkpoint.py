@@ -41,6 +41,7 @@ def save(location: str, detector: Detector, about: Mapping[str, Any]) -> dict[st
     state = {name: tensor.cpu().contiguous() for name, tensor in detector.network.state_dict().items()}
     itself = {
         "format": FORMAT,
+        "runtime": "torch",
         "architecture": detector.architecture,
         "shapes": shapes.read(detector.network, fresh(detector).network),
         "adapter": detector.adapter,
@@ -74,7 +75,7 @@ def load(location: str) -> tuple[Detector, dict[str, Any]]:
             detector was exported for another runtime; the message names it and says what to do.
     """
     about = read_about(location)
-    if about.get("runtime", "torch") != "torch":
+    if about["runtime"] != "torch":
         parent = (about.get("parent") or {}).get("location", "of --detector when it was exported")
         raise UserError(
             f"{location} was exported for {about['runtime']} and cannot be changed any more: use the detector {parent}"
@@ -151,4 +152,4 @@ def read_about(location: str) -> dict[str, Any]:
     for key, is_valid in IS_VALID.items():
         if not is_valid(about.get(key)):
             raise UserError(f"{place} is damaged: {key} is {about.get(key)!r}. {AGAIN} FOLDER")
-    return dict(about)
+    return {"runtime": "torch"} | dict(about)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raydistal import storage, tables
-from raydistal.detector.judging import judge
+from raydistal.detector.outcome import outcome_of
 from raydistal.errors import UserError
 
 Floats = npt.NDArray[np.float64]
@@ -46,7 +46,8 @@ class Evaluation:
         scores = tables.read_table(place, "evaluate").sort_by("video_id").combine_chunks()
         config = self.info["config"]
         threshold = config["detectors"][detector][2]
-        level = judge(scores, scores, config["aggregate"], threshold, config["no_face"] == "skip").levels["video"]
+        outcome = outcome_of(scores, scores, config["aggregate"], threshold, config["no_face"] == "skip")
+        level = outcome.levels["video"]
         methods = [(m or "unknown") if label else None for m, label in zip(level.method_N, level.label_N, strict=True)]
         return Said(
             np.asarray(level.label_N, np.int64),

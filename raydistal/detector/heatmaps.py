@@ -21,6 +21,7 @@ import torch
 
 from raydistal.detector import checkpoint
 from raydistal.detector.runtime import mixed_precision
+from raydistal.detector.scoring import enough_memory
 from raydistal.detector.zoo import Detector
 from raydistal.errors import UserError
 
@@ -56,16 +57,14 @@ class Heatmaps:
         """(N,) probabilities of fake and the (N, h, w) maps.
 
         Raises:
-            UserError: the memory of the device does not suffice; the message says what to lower.
+            UserError: as `enough_memory`.
         """
         num = len(crops_NHWC)
         probability_N, heat_Nhw = np.empty(num, np.float32), np.empty((num, *self.shape), np.float32)
         for begin in range(0, num, self.batch_size):
             some = slice(begin, begin + self.batch_size)
-            try:
+            with enough_memory(self.batch_size):
                 logit_n, heat_nhw = self._explain(torch.tensor(crops_NHWC[some]).to(self.device))
-            except torch.OutOfMemoryError as error:
-                raise UserError(f"out of memory with {self.batch_size} faces at once. Lower --batch-size.") from error
             probability_N[some] = torch.sigmoid(logit_n).cpu().numpy()
             heat_Nhw[some] = heat_nhw.cpu().numpy()
         return probability_N, heat_Nhw
@@ -106,7 +105,7 @@ def explainer(location: str) -> str:
         UserError: no detector is there, or it was exported and its parent is gone or was replaced by another.
     """
     about = checkpoint.read_about(location)
-    if "runtime" not in about:
+    if about["runtime"] == "torch":
         return location
     parent = about.get("parent") or {}
     try:

@@ -26,7 +26,7 @@ Runtime = Literal["onnx", "executorch"]
 Crops = npt.NDArray[np.uint8]
 Logits = Callable[[Crops], npt.NDArray[np.float32]]
 
-FILES: dict[Runtime, str] = {"onnx": "model.onnx", "executorch": "model.pte"}
+FILES = {"torch": checkpoint.WEIGHTS, "onnx": "model.onnx", "executorch": "model.pte"}
 INPUT, OUTPUT = "crops", "logit"
 NO_EXECUTORCH = "the runtime executorch is not installed here. Run: pip install 'raydistal[executorch]'"
 
@@ -57,7 +57,7 @@ def load(location: str) -> tuple[Detector | Exported, dict[str, Any]]:
         UserError: as `checkpoint.load`.
     """
     about = checkpoint.read_about(location)
-    if "runtime" not in about:
+    if about["runtime"] == "torch":
         return checkpoint.load(location)
     if about["runtime"] not in FILES:
         raise UserError(f"{location} is for the runtime {about['runtime']!r}; this raydistal knows {', '.join(FILES)}")
@@ -69,6 +69,12 @@ def load(location: str) -> tuple[Detector | Exported, dict[str, Any]]:
     if _digest(content) != about["digest"]:
         raise UserError(f"{place} is not what {checkpoint.INFO} beside it was written for. Export the detector again.")
     return Exported(about["runtime"], content, about["input_px"]), about
+
+
+def size_mb(location: str) -> float:
+    """Of the file with the weights of a finished detector, 1e6 bytes."""
+    filesystem, path = storage.resolve(storage.join(location, FILES[checkpoint.read_about(location)["runtime"]]))
+    return float(filesystem.get_file_info(path).size) / 1e6
 
 
 def start(model: Detector | Exported, device: str = "cpu") -> Logits:

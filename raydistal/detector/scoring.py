@@ -3,7 +3,8 @@
 N crops, S pixels a side.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,15 @@ def decode_crops(
     return {size_px: np.stack(crops) if crops else none[size_px] for size_px, crops in found.items()}, places
 
 
+@contextlib.contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """Raises UserError, which says what to lower, where the memory of the device does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of memory with {batch_size} faces at once. Lower --batch-size.") from error
+
+
 class Scorer:
     """A detector at work: (N, S, S, 3) crops to (N,) probabilities of fake.
 
@@ -47,13 +57,11 @@ class Scorer:
         self.logits = start(model, device)
 
     def __call__(self, crops_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Raises UserError when the memory of the device does not suffice; the message says what to lower."""
+        """Raises UserError as `enough_memory`."""
         probability_N = np.empty(len(crops_NHWC), np.float32)
         for begin in range(0, len(crops_NHWC), self.batch_size):
             some = slice(begin, begin + self.batch_size)
-            try:
+            with enough_memory(self.batch_size):
                 logit_N = self.logits(crops_NHWC[some]).astype(np.float64)
-            except torch.OutOfMemoryError as error:
-                raise UserError(f"out of memory with {self.batch_size} faces at once. Lower --batch-size.") from error
             probability_N[some] = np.exp(-np.logaddexp(0, -logit_N))  # the sigmoid, for any size
         return probability_N

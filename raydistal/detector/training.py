@@ -250,7 +250,7 @@ class Training:
             raise UserError(f"the detector gives no numbers for val after epoch {self.epoch}. Lower --learning-rate.")
         row: dict[str, Any] = {"epoch": self.epoch, **fitted, "val_loss": None, "val_accuracy": None, "val_auc": None}
         if len(label_N):
-            row |= {f"val_{name}": value for name, value in judge(label_N, logit_N).items()}
+            row |= {f"val_{name}": value for name, value in validation_metrics(label_N, logit_N).items()}
         self.history.append(row)
         if row["val_loss"] is None or row["val_loss"] < self.best.get("val_loss", math.inf):
             weights = {name: value.detach().cpu().clone() for name, value in self.detector.state_dict().items()}
@@ -282,7 +282,7 @@ class Training:
         return [float(value) for value in total]
 
 
-def judge(label_N: npt.NDArray[np.integer[Any]], logit_N: Floats) -> dict[str, float | None]:
+def validation_metrics(label_N: npt.NDArray[np.integer[Any]], logit_N: Floats) -> dict[str, float | None]:
     """Loss (of the labels, a mean), accuracy (at P(fake) = 0.5) and auc (None without both classes) of N > 0 faces."""
     return {
         "loss": float(np.mean(np.logaddexp(0, np.where(label_N == 1, -logit_N, logit_N)))),

@@ -53,7 +53,7 @@ class Config:
     """Also train on so many faces, half of each class, to show accuracy against the amount of data."""
     seeds: int = 3
     """Trainings of each architecture on each set; random sets are drawn anew for each."""
-    split: str = "test"
+    split: schemas.Split = "test"
     """Split on which all detectors are evaluated."""
     metric: Literal["accuracy", "auc"] = "accuracy"
     """Video-level metric of the verdicts."""

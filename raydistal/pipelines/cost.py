@@ -51,8 +51,7 @@ def run(config: Config) -> dict[str, Any]:
 
     began = time.monotonic()
     out = storage.absolute(config.out)
-    if out in map(storage.absolute, config.detectors):
-        raise UserError(f"--out {config.out} is one of the detectors: its report would be lost. Use another.")
+    storage.refuse_input(out, config.detectors)
     names = storage.distinct_names("--detectors", config.detectors)
     known = {name: describe(place) for name, place in zip(names, config.detectors, strict=True)}
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("threads", "rounds", "seed")}

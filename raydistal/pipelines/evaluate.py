@@ -46,7 +46,7 @@ class Config:
     """Run folders with the tables videos and faces. Every detector is evaluated on every run."""
     out: str
     """Folder to write: OUT/scores, OUT/metrics, OUT/report."""
-    split: str = "test"
+    split: schemas.Split = "test"
     """Split to evaluate on. Refused if a detector was trained or validated on some of its videos or groups."""
     aggregate: Literal["mean", "max", "confident"] = "mean"
     """How the probabilities of frames become that of a video; confident: as the winner of the DFDC did it."""
@@ -67,8 +67,6 @@ class Config:
     def __post_init__(self) -> None:
         if not self.detectors or not self.data:
             raise UserError("need at least one of --detectors and one of --data")
-        if self.split not in schemas.SPLITS:
-            raise UserError(f"unknown --split {self.split!r}: use one of {', '.join(schemas.SPLITS)}")
         if min(self.bootstrap, self.seed, self.num_workers) < 0 or self.batch_size < 1:
             raise UserError("need --bootstrap, --seed and --num-workers of 0 or more, and --batch-size of 1 or more")
 
@@ -130,8 +128,7 @@ def run(config: Config) -> dict[str, Any]:
 def _inputs(config: Config) -> tuple[list[Known], list[Data]]:
     from raydistal.detector import checkpoint
 
-    if storage.absolute(config.out) in map(storage.absolute, (*config.detectors, *config.data)):
-        raise UserError(f"--out {config.out} is one of the folders to read: its report would be lost. Use another.")
+    storage.refuse_input(config.out, (*config.detectors, *config.data))
     detectors = []
     for location, name in zip(config.detectors, storage.distinct_names("--detectors", config.detectors), strict=True):
         about = checkpoint.read_about(location)  # its weights are read once, by those that work with them
@@ -317,8 +314,8 @@ class ScoreStage:
 
 def _measure(config: Config, detectors: list[Known], datasets: list[Data]) -> None:
     """Writes OUT/metrics, unless it is there from the same scores and settings."""
-    from raydistal.detector.judging import judge
     from raydistal.detector.metrics import bootstrap_weights
+    from raydistal.detector.outcome import outcome_of
 
     place = storage.join(storage.absolute(config.out), "metrics")
     settings = {
@@ -342,16 +339,16 @@ def _measure(config: Config, detectors: list[Known], datasets: list[Data]) -> No
             name, model_id = scores.detector.name, scores.detector.model_id
             found = tables.read_table(scores.location, "evaluate", ["video_id", "frame_index", "frame_probability"])
             threshold = scores.detector.about["threshold"]
-            judged = judge(data.videos, found, config.aggregate, threshold, config.no_face == "skip")
-            for level, of_level in judged.levels.items():
+            outcome = outcome_of(data.videos, found, config.aggregate, threshold, config.no_face == "skip")
+            for level, of_level in outcome.levels.items():
                 measured, num_skipped = of_level.measure(weight_BV)
                 fixed = {"model_id": model_id, "detector": name, "dataset": data.name}
                 fixed |= {"split": config.split, "level": level}
                 rows += [fixed | one._asdict() for one in measured]
                 info["curves"].append({"detector": name, "data": data.name, "level": level} | of_level.curves())
                 told["num_resamples_skipped"][level] = num_skipped
-            info["worst"] += [{"detector": name, "data": data.name} | frame for frame in judged.worst(NUM_WORST)]
-            told["num_without_faces"] = judged.num_without_faces
+            info["worst"] += [{"detector": name, "data": data.name} | frame for frame in outcome.worst(NUM_WORST)]
+            told["num_without_faces"] = outcome.num_without_faces
         info["data"].append(told)
     table = schemas.conform(pa.Table.from_pylist(rows), schemas.METRICS)
     tables.write_table(place, table, settings, **info)

@@ -48,7 +48,7 @@ class Config:
     """Methods to leave out, one at a time; default: every method with fakes in train."""
     seeds: int = 3
     """Trainings of each architecture with and without each method."""
-    split: str = "test"
+    split: schemas.Split = "test"
     """Split on which all detectors are evaluated."""
     margin: float = 0.02
     """Non-inferiority margin: what the AUC of a method may lose when it is left out; 0.02 is 2 points."""

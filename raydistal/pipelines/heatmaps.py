@@ -59,7 +59,7 @@ class Config:
     """Run folder with the tables videos and faces."""
     out: str
     """Folder to write: OUT/heatmaps, OUT/report."""
-    split: str = "test"
+    split: schemas.Split = "test"
     """Split whose faces are analysed."""
     faces: int = 18
     """Faces shown one by one: as many real ones as of each method, from as many groups as possible. The mean maps are
@@ -77,8 +77,6 @@ class Config:
     def __post_init__(self) -> None:
         if not self.detectors:
             raise UserError("need at least one of --detectors")
-        if self.split not in schemas.SPLITS:
-            raise UserError(f"unknown --split {self.split!r}: use one of {', '.join(schemas.SPLITS)}")
         if not 1 <= self.faces <= 200:
             raise UserError(f"--faces must be from 1 to 200, not {self.faces}")
         if min(self.seed, self.num_workers) < 0 or self.batch_size < 1:
@@ -126,8 +124,7 @@ def _about(asked: Asked) -> dict[str, Any]:
 
 
 def _asked(config: Config) -> Asked:
-    if storage.absolute(config.out) in map(storage.absolute, (*config.detectors, config.data)):
-        raise UserError(f"--out {config.out} is one of the folders to read: its report would be lost. Use another.")
+    storage.refuse_input(config.out, (*config.detectors, config.data))
     columns = ["video_id", "dataset", "label", "method", "group_id", "split"]
     videos = tables.read_table(storage.join(config.data, "videos"), "index", columns)
     videos = videos.filter(pc.and_(pc.equal(videos["split"], config.split), pc.is_valid(videos["label"])))

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raydistal import storage, tables
 from raydistal.compression.teaching import Teaching, find_teachers
@@ -25,7 +24,6 @@ from raydistal.pipelines.scaling import Budget
 from raydistal.pipelines.train import Compute
 
 if TYPE_CHECKING:
-    from raydistal.detector.examples import Source
     from raydistal.detector.zoo import Detector
 
 FACES_AT_ONCE = 16  # when importance is measured: gradients are summed, so the number changes nothing but memory
@@ -111,7 +109,7 @@ def fit(config: Config) -> dict[str, Any]:
     began = time.monotonic()
     out = storage.absolute(config.out)
     parent, about = checkpoint.load(config.detector)
-    source, faces = _faces(config, parent.input_px)
+    faces = _faces(config, parent.architecture)
     settings = _settings(config, checkpoint.model_id(about), faces)
     with tables.sole_writer(out) as claim:
         if checkpoint.exists(out):
@@ -120,7 +118,7 @@ def fit(config: Config) -> dict[str, Any]:
             return _summary(out, made, began)
         for number in range(1, config.steps + 1):
             if not checkpoint.exists(config.step(number, "-pruned")):
-                _prune(config, number, parent, settings, source, faces["calibration"])
+                _prune(config, number, parent, settings, faces["calibration"])
             earlier = checkpoint.read_about(config.step(number, "-pruned"))
             tables.refuse_other_config(out, f"steps/{number}-pruned", earlier["settings"], settings)
             if not checkpoint.exists(config.step(number)):
@@ -130,19 +128,15 @@ def fit(config: Config) -> dict[str, Any]:
     return _summary(out, made, began)
 
 
-def _faces(config: Config, size_px: int) -> tuple["Source", dict[str, pa.Table]]:
-    """Those of train, and those on which importance is measured."""
-    from raydistal.detector.examples import choose, list_faces, plain_source
+def _faces(config: Config, architecture: str) -> dict[str, pa.Table]:
+    """Those to train on, and some of them to measure importance on. Refuses what `train.fit` would refuse later."""
+    from raydistal.detector.examples import choose
 
-    columns = ["video_id", "label", "method", "split"]
-    videos = tables.read_table(config.manifest or storage.join(config.data, "videos"), "index", columns)
-    videos = videos.filter(pc.equal(videos["split"], "train")).filter(pc.field("label").is_valid())
-    videos = train.without_fakes(videos, config.limits.leave_out).combine_chunks()
-    faces = choose(list_faces(config.data, videos), config.limits, config.seed)
-    calibration = choose(faces, Limits(max_faces=config.calibration), config.seed)
-    if min(tables.count_classes(calibration["label"])) == 0:
-        raise UserError(f"{config.manifest or config.data} has no training faces of both classes to prune with")
-    return plain_source(config.data, size_px), {"train": faces, "calibration": calibration}
+    training = config.to_train(1, architecture)
+    train.check_device(config.compute)
+    faces = train.examples_of(training, train.videos_of(training))["train"]
+    train.find_staff(training, faces)
+    return {"train": faces, "calibration": choose(faces, Limits(max_faces=config.calibration), config.seed)}
 
 
 def _settings(config: Config, model_id: str, faces: dict[str, pa.Table]) -> dict[str, Any]:
@@ -167,16 +161,16 @@ def _prune(
     number: int,
     parent: "Detector",
     settings: dict[str, Any],
-    source: "Source",
     calibration: pa.Table,
 ) -> None:
     """Takes away what is due by the end of the step, from the detector of the step before."""
     from raydistal.compression import pruning
     from raydistal.detector import checkpoint, lineage
-    from raydistal.detector.examples import every_face, rebatch
+    from raydistal.detector.examples import every_face, plain_source, rebatch
 
     location = config.detector if number == 1 else config.step(number - 1)
     detector, about = checkpoint.load(location)
+    source = plain_source(config.data, parent.input_px)
     with ThreadPoolExecutor() as threads:
         batches = list(rebatch(every_face(source, calibration, threads), FACES_AT_ONCE))
     how: dict[str, Any] = {"of": config.of, "scope": config.scope, "reference": pruning.count(parent)[config.of]}

@@ -46,7 +46,7 @@ class Config:
     """Detector directories, local or s3://..."""
     data: str
     """Run folder with the tables videos and faces; RUN/teaching is written."""
-    split: str = "train"
+    split: schemas.Split = "train"
     """Split to process; what was stored of other splits before is kept."""
     num_workers: int = 0
     """Processes that run the teachers. 0: one per GPU, or without GPUs one per node."""
@@ -59,8 +59,6 @@ class Config:
     def __post_init__(self) -> None:
         if not self.teachers:
             raise UserError("need at least one of --teachers")
-        if self.split not in schemas.SPLITS:
-            raise UserError(f"unknown --split {self.split!r}: use one of {', '.join(schemas.SPLITS)}")
         if self.num_workers < 0 or self.batch_size < 1:
             raise UserError("need --num-workers of 0 or more and --batch-size of 1 or more")
 
@@ -247,17 +245,17 @@ class TeachStage:
         """Logits and embeddings of all faces by each teacher."""
         import torch
 
+        from raydistal.detector.scoring import enough_memory
+
         sizes_px = {detector.input_px for detector in self.panel.detectors}
         crops = {size_px: crops_of(rows[f"pixels_{size_px}"], size_px) for size_px in sizes_px}
-        try:
+        with enough_memory(self.batch_size):
             said = [
                 self.panel(
                     {size_px: crops_NHWC[start : start + self.batch_size] for size_px, crops_NHWC in crops.items()}
                 )
                 for start in range(0, num_faces, self.batch_size)
             ]
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"out of memory with {self.batch_size} faces at once. Lower --batch-size.") from error
         found = []
         for of_teacher in zip(*said, strict=True):
             logit_N, embedding_ND = (torch.cat(values).cpu() for values in zip(*of_teacher, strict=True))

@@ -8,19 +8,11 @@ goes on from its last finished epoch. Teachers look at the faces in each worker,
 filled before (raydistal teach).
 """
 
-import contextlib
-import copy
 import dataclasses
-import os
 import sys
-import threading
 import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -33,28 +25,13 @@ from raydistal.detector import adapters
 from raydistal.detector.examples import Limits
 from raydistal.detector.recipes import RECIPES, Recipe
 from raydistal.errors import UserError
-from raydistal.pipelines.connection import connect
-from raydistal.pipelines.scaling import Budget, tell_wait
-from raydistal.pipelines.streaming import use_gpu
-from raydistal.progress import Progress
+from raydistal.pipelines import epochs
+from raydistal.pipelines.epochs import NO_TEACHERS, Job, OnEpoch, Staff
+from raydistal.pipelines.scaling import Budget
 
 if TYPE_CHECKING:
-    import ray
-
-    from raydistal.detector.examples import Batch, Ints, Source
-    from raydistal.detector.training import Floats, Lesson, Training
+    from raydistal.detector.training import Floats
     from raydistal.detector.zoo import Detector
-
-CHECKPOINT = "checkpoint.pt"
-RAY_FOLDER = "ray-train"
-CHUNKS_AHEAD = 4
-ATTEMPTS = 4  # starts without a finished epoch: a worker that always dies ends the run, lost nodes do not
-CPUS_PER_TASK = 0.5  # so that a worker and a task that loads faces fit on one CPU: fewer slots would wait for ever
-
-Split = Literal["train", "val"]
-Tell = Callable[[int, str], None]  # so many faces more were learnt; a remark
-OnEpoch = Callable[[dict[str, Any]], None]  # gets each row of the history once its checkpoint is there
-Feed = Callable[[Split, list["Ints"], int | None], Iterator["Batch"]]  # chunks of the faces of these windows, in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,37 +112,6 @@ class Config:
         return self.full_recipe().augment or self.robust
 
 
-@dataclass(frozen=True, kw_only=True)
-class Staff:
-    """The teachers of a training. Either all of them run on every face, or the outputs of all are read from tables."""
-
-    teachers: Sequence[Teacher] = ()
-    embedding_dims: Sequence[int] = ()
-    """Numbers in an embedding of each."""
-    live: Sequence["Detector"] = ()
-    """The teachers that run; () if their outputs are read."""
-    tables: Sequence[str] = ()
-    """Where the outputs of each are read from; () if they run."""
-
-
-NO_TEACHERS = Staff()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every worker needs to know."""
-
-    config: Config
-    settings: dict[str, Any]
-    claim: tables.Claim
-    detector: "Detector"
-    trainable: set[str] | None
-    staff: Staff
-    source: "Source"
-    train: pa.Table
-    val: pa.Table
-
-
 def run(config: Config) -> dict[str, Any]:
     """Trains what is not trained yet, draws the report and returns the job's summary. Arguments and errors as `fit`."""
     from raydistal.report import training as report
@@ -190,11 +136,11 @@ def fit(config: Config, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
     if on_epoch and config.compute.num_workers:
         raise ValueError("on_epoch is for training without workers")
     began = time.monotonic()
-    _check_device(config.compute)
+    check_device(config.compute)
     out = storage.absolute(config.out)
-    videos = _videos(config)
-    examples = _examples(config, videos)
-    staff = _staff(config, examples["train"])
+    videos = videos_of(config)
+    examples = examples_of(config, videos)
+    staff = find_staff(config, examples["train"])
     detector = zoo.create(config.architecture, config.weights, config.seed, config.input_px)
     settings = result_settings(config, examples, detector, staff)
     trainable = adapters.fit(detector, config.trainable, config.seed)
@@ -204,24 +150,26 @@ def fit(config: Config, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
             tables.refuse_other_config(out, checkpoint.INFO, about["settings"], settings)
             return _summary(out, about, began)
         job = _job(config, settings, claim, detector, examples, trainable, staff)
-        if config.compute.num_workers:
-            _in_workers(job)
-        else:
-            _here(job, on_epoch)
+        epochs.run(job, on_epoch)
         about = _finish(job, videos)
-        storage.delete(storage.join(out, CHECKPOINT))
+        storage.delete(storage.join(out, epochs.CHECKPOINT))
     return _summary(out, about, began)
 
 
-def _check_device(compute: Compute) -> None:
+def check_device(compute: Compute) -> None:
+    """Raises UserError if this process is to train on a GPU and has none."""
     import torch
 
     if compute.device == "cuda" and not compute.num_workers and not torch.cuda.is_available():
         raise UserError("there is no CUDA device here. Use --device cpu, or --num-workers on a cluster with GPUs.")
 
 
-def _videos(config: Config) -> pa.Table:
-    """video_id, label, method, group_id, split (train or val) and dataset of the videos to use."""
+def videos_of(config: Config) -> pa.Table:
+    """video_id, label, method, group_id, split (train or val) and dataset of the videos to use.
+
+    Raises:
+        UserError: no tables, a method to leave out that is not there, groups in both train and val.
+    """
     columns = ["video_id", "dataset", "label", "method", "group_id", "split"]
     all_ = tables.read_table(storage.join(config.data, "videos"), "index", columns)
     methods, leave_out = sorted(set(all_["method"].to_pylist()) - {None}), config.limits.leave_out
@@ -245,8 +193,12 @@ def without_fakes(videos: pa.Table, methods: Sequence[str]) -> pa.Table:
     return videos.filter(pc.or_(pc.invert(is_out), pc.equal(videos["label"], 0)))
 
 
-def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
-    """The faces of each split."""
+def examples_of(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
+    """The faces of these videos in train and in val, as `examples.list_faces` gives them.
+
+    Raises:
+        UserError: no crops, too few training faces of a class.
+    """
     from raydistal.detector.examples import choose, list_faces
 
     found = list_faces(config.data, videos)
@@ -270,7 +222,7 @@ def _examples(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
     return {"train": train, "val": val}
 
 
-def _staff(config: Config, train: pa.Table) -> Staff:
+def find_staff(config: Config, train: pa.Table) -> Staff:
     """Finds the teachers, and the tables with their outputs on all of the faces `train`, if these may be used.
 
     Raises:
@@ -387,306 +339,12 @@ def _job(
     )
 
 
-def _go_on(job: Job) -> dict[str, Any] | None:
-    """The state after the last finished epoch; None before the first.
-
-    Raises:
-        UserError: it was made with other settings.
-    """
-    from raydistal.detector.training import read_state
-
-    try:
-        content = storage.read_bytes(storage.join(job.claim.location, CHECKPOINT))
-    except FileNotFoundError:
-        return None
-    state = read_state(content)
-    tables.refuse_other_config(job.claim.location, CHECKPOINT, state["settings"], job.settings)
-    return state
-
-
-def work(
-    job: Job, state: dict[str, Any] | None, feed: Feed, tell: Tell, device: str, on_epoch: OnEpoch | None = None
-) -> None:
-    """Trains to the end, from `state` on. One process of one or several, each with its share."""
-    import torch
-
-    from raydistal.detector.examples import plain_shares, rebatch, shuffled_shares
-    from raydistal.detector.training import Training
-
-    config, recipe = job.config, job.config.full_recipe()
-    num_workers = max(1, config.compute.num_workers)
-    part_N = job.train["part"].to_numpy()
-    batch_size = recipe.batch_size // num_workers
-    num_batches = -(-(len(part_N) // num_workers) // batch_size)
-    detector = copy.deepcopy(job.detector)  # what Ray hands over cannot be written to
-    options: dict[str, Any] = {"trainable": job.trainable, "lesson": _lesson(job, detector, device)}
-    training = Training(detector, recipe, num_batches, device, config.compute.faces_at_once, config.seed, **options)
-    if state:
-        training.restore(state)
-    while not training.is_finished:
-        began = time.monotonic()
-        windows = shuffled_shares(part_N, num_workers, config.seed, training.epoch)[training.rank]
-        chunks = feed("train", windows, training.epoch)
-        fitted = training.fit(_told(rebatch(chunks, batch_size, min_last=2), tell, training))
-        windows = plain_shares(len(job.val), num_workers)[training.rank]
-        measured = training.measure(rebatch(feed("val", windows, None), batch_size))
-        spent = {"seconds": time.monotonic() - began, "num_workers": num_workers}
-        training.finish_epoch(fitted | spent, *measured)
-        if training.rank == 0:
-            job.claim.check()
-            location = storage.join(job.claim.location, CHECKPOINT)
-            storage.write_bytes(location, training.state({"settings": job.settings, "device": _device_name(device)}))
-            tell(0, _note(training))
-        if training.world_size > 1:
-            torch.distributed.barrier()  # an epoch is finished when its checkpoint is there
-        if on_epoch:
-            on_epoch(training.history[-1])
-
-
-def _lesson(job: Job, student: "Detector", device: str) -> "Lesson | None":
-    from raydistal.compression.distillation import Distillation, Panel, embedding_dim
-
-    if not job.staff.teachers:
-        return None
-    return Distillation(
-        job.config.teaching,
-        student_dim=embedding_dim(student),
-        teacher_dims=job.staff.embedding_dims,
-        num_faces=len(job.train),
-        panel=Panel(job.staff.live, device) if job.staff.live else None,
-        device=device,
-        seed=job.config.seed,
-    )
-
-
-def _told(batches: Iterator["Batch"], tell: Tell, training: "Training") -> Iterator["Batch"]:
-    for batch in batches:
-        yield batch
-        if training.rank == 0:  # all processes are in step
-            tell(training.world_size * len(batch.label_N), _note(training))
-
-
-def _note(training: "Training") -> str:
-    """On the last finished epoch."""
-    if not training.history:
-        return ""
-    row = training.history[-1]
-    val = "" if row["val_loss"] is None else f", val {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}"
-    return f"epoch {row['epoch'] + 1}: loss {row['train_loss']:.3f}{val}"
-
-
-def _progress(job: Job, state: dict[str, Any] | None) -> Progress:
-    num_left = job.config.full_recipe().epochs - (state["epoch"] if state else 0)
-    return Progress("train", max(0, num_left) * len(job.train), unit="faces")
-
-
-def _here(job: Job, on_epoch: OnEpoch | None) -> None:
-    import torch
-
-    from raydistal.detector.examples import load_window
-
-    device = job.config.compute.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    state = _go_on(job)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads, _progress(job, state) as progress:
-
-        def feed(split: Split, windows: list["Ints"], epoch: int | None) -> Iterator["Batch"]:
-            for window in windows:
-                yield from load_window(job.source, getattr(job, split), window, epoch, threads)
-
-        work(job, state, lambda *given: _ahead(feed(*given)), progress.advance, device, on_epoch)
-
-
-def _ahead(chunks: Iterator["Batch"]) -> Iterator["Batch"]:
-    """The same, loaded by a thread while the network works."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = deque(thread.submit(next, chunks, None) for _ in range(CHUNKS_AHEAD))
-        while (chunk := coming.popleft().result()) is not None:
-            coming.append(thread.submit(next, chunks, None))
-            yield chunk
-
-
-def _in_workers(job: Job) -> None:
-    """In processes that Ray Train starts, again when some are lost; what they tell comes through an actor."""
-    connect()
-    import ray
-    from ray.data._internal.stats import get_or_create_stats_actor
-
-    # One per cluster, for ever, on the node where Ray Data was first used: a worker's would never be given back.
-    get_or_create_stats_actor()
-    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))  # what Ray knows of a killed run misleads it
-    # Without it workers would start again for ever: it comes back, and only forgets how often they started.
-    board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
-    with _progress(job, _go_on(job)) as progress, _showing(board, progress):
-        _run_workers(job, board)
-    if trouble := ray.get(board.trouble.remote()):
-        raise trouble
-    storage.delete_folder(storage.join(job.claim.location, RAY_FOLDER))
-
-
-@contextlib.contextmanager
-def _showing(board: Any, progress: Progress) -> Iterator[None]:
-    """Passes on to the progress what the workers tell the board."""
-    import ray
-
-    stop = threading.Event()
-
-    def watch() -> None:
-        is_last = False
-        while not is_last:
-            is_last = stop.wait(1.0)
-            for num, note in ray.get(board.take.remote()):
-                progress.advance(num, note)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
-
-
-def _run_workers(job: Job, board: Any) -> None:
-    """Runs `_worker` in all processes to the end. Ctrl-C ends them."""
-    import ray
-    import ray.train
-    from ray.exceptions import RayError
-    from ray.train.torch import TorchTrainer
-
-    controllers: list[Any] = []
-
-    class Trainer(TorchTrainer):
-        def _register_sigint_handler(self, controller: Any) -> None:
-            """Else Ctrl-C is taken by Ray Train from here on, which ends this process as if it had succeeded."""
-            controllers.append(controller)
-
-    compute = job.config.compute
-    on_gpu = use_gpu(compute.device)
-    tell_wait("train", {"GPU": compute.num_workers} if on_gpu else {"CPU": CPUS_PER_TASK * (compute.num_workers + 1)})
-    filesystem, path = storage.resolve(job.claim.location)
-    trainer = Trainer(
-        _worker,
-        train_loop_config={"job": ray.put(job), "board": board},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=compute.num_workers,
-            use_gpu=on_gpu,
-            resources_per_worker={"CPU": CPUS_PER_TASK} | ({"GPU": 1} if on_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=RAY_FOLDER,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=-1),  # the board ends what is hopeless
-        ),
-    )
-    try:
-        trainer.fit()
-    except KeyboardInterrupt:
-        with contextlib.suppress(RayError):  # it ends at that, and gives back what it asked the autoscaler for
-            ray.get([controller.abort.remote() for controller in controllers], timeout=5)
-        raise
-
-
-class Board:
-    """Actor: what the workers tell the driver, and why they should not go on."""
-
-    def __init__(self) -> None:
-        self._told: list[tuple[int, str]] = []
-        self._trouble: Exception | None = None
-        self._starts: dict[int, int] = {}
-
-    def begin(self, epoch: int) -> None:
-        """A start after `epoch` finished epochs. Notes trouble when there were too many without another."""
-        self._starts[epoch] = self._starts.get(epoch, 0) + 1
-        if self._starts[epoch] > ATTEMPTS and self._trouble is None:
-            self._trouble = RuntimeError(f"the workers died {ATTEMPTS} times in epoch {epoch}. See the logs of Ray.")
-
-    def tell(self, num: int, note: str) -> None:
-        """As `Tell`."""
-        self._told.append((num, note))
-
-    def take(self) -> list[tuple[int, str]]:
-        """What was told since the last call."""
-        told, self._told = self._told, []
-        return told
-
-    def stop(self, trouble: Exception) -> None:
-        """Another try would end the same way."""
-        self._trouble = trouble
-
-    def trouble(self) -> Exception | None:
-        """Why the workers should end, if they should."""
-        return self._trouble
-
-
-def _worker(given: dict[str, Any]) -> None:
-    """One process of Ray Train."""
-    import ray
-    import ray.data
-    import ray.train
-    import ray.train.torch
-    import torch
-
-    context, board, job = ray.train.get_context(), given["board"], ray.get(given["job"])
-    state = _go_on(job)
-    if context.get_world_rank() == 0:
-        ray.get(board.begin.remote(state["epoch"] if state else 0))
-    torch.distributed.barrier()
-    if ray.get(board.trouble.remote()):
-        return  # an exception would make Ray start all workers again
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
-    options = ray.data.DataContext.get_current()
-    options.execution_options.preserve_order = True  # the order of the faces decides the result
-    options.enable_progress_bars = False
-    try:
-        feed = partial(_feed, job=given["job"])
-        work(job, state, feed, lambda *told: board.tell.remote(*told), ray.train.torch.get_device().type)
-    except UserError as error:
-        ray.get(board.stop.remote(error))
-        raise
-
-
-def _feed(split: Split, windows: list["Ints"], epoch: int | None, job: "ray.ObjectRef[Job]") -> Iterator["Batch"]:
-    """Loaded by Ray Data on all nodes."""
-    import ray.data
-
-    from raydistal.detector.examples import Batch
-
-    if not windows:
-        return
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # as in streaming
-    rows = ray.data.from_items([{"window": window} for window in windows], override_num_blocks=len(windows))
-    load = partial(_load, split=split, epoch=epoch, job=job)
-    dataset = rows.map_batches(load, batch_size=1, num_cpus=CPUS_PER_TASK, max_retries=ATTEMPTS)
-    for chunk in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=CHUNKS_AHEAD):
-        yield Batch.from_columns(chunk)
-
-
-def _load(rows: dict[str, Any], split: Split, epoch: int | None, job: "ray.ObjectRef[Job]") -> Iterator[dict[str, Any]]:
-    import ray
-
-    from raydistal.detector.examples import load_window
-
-    known = ray.get(job)
-    for window in rows["window"]:
-        for chunk in load_window(known.source, getattr(known, split), window, epoch):
-            yield chunk.columns()
-
-
-def _device_name(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
-
-
 def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
     """Writes the detector directory from the best epoch; returns what detector.json says."""
     from raydistal.detector import checkpoint, lineage
 
     config, recipe, out = job.config, job.config.full_recipe(), job.claim.location
-    state = _go_on(job)
+    state = epochs.read_state(job)
     assert state is not None
     history, best = state["history"], state["best"]
     job.detector.load_state_dict(best["weights"])

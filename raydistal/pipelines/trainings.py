@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydistal import storage
+from raydistal import schemas, storage
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import evaluate, train
@@ -151,7 +151,7 @@ def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:
 
 
 def evaluate_all(
-    configs: Sequence[train.Config], data: str, out: str, split: str, remark: str, budget: Budget = UNLIMITED
+    configs: Sequence[train.Config], data: str, out: str, split: schemas.Split, remark: str, budget: Budget = UNLIMITED
 ) -> tuple["Evaluation", dict[str, Any]]:
     """Measures all trained detectors on one split of the run `data`, into the folder `out`.
 

@@ -105,7 +105,7 @@ def failed(error: str) -> dict[str, Any]:
 def _make(job: Job, trial: Trial, on_epoch: Report) -> dict[str, Any]:
     """Makes and measures the detector of a trial."""
     from raydistal.compression import counting
-    from raydistal.detector import checkpoint
+    from raydistal.detector import checkpoint, runtime
 
     point, manifest = trial.point, _cut_set(job, trial.point, trial.seed)
     settings: dict[str, Any] = {name: point[name] for name in schemas.KD_SETTINGS[job.teaching.kd] if name in point}
@@ -133,7 +133,7 @@ def _make(job: Job, trial: Trial, on_epoch: Report) -> dict[str, Any]:
         **_measure(job, stages[-1], trial.id),
         "num_params": abouts[-1]["num_params"],
         "macs": counting.count_macs(checkpoint.load(made[-1])[0]),
-        "size_mb": _size_mb(stages[-1]),
+        "size_mb": runtime.size_mb(stages[-1]),
         "epochs": len(abouts[0]["history"]) + sum(step["epochs"] for step in steps),
         "images": sum(about["cost"]["images"] for about in abouts),
     }
@@ -169,7 +169,7 @@ def _measure(job: Job, location: str, trial: str) -> dict[str, float | None]:
     Writes OUT/scores/TRIAL: the mean probability of each video.
     """
     from raydistal.detector.examples import list_faces
-    from raydistal.detector.training import judge
+    from raydistal.detector.training import validation_metrics
 
     faces = list_faces(job.data, job.val)
     logit_N = _logits(job, location, faces)
@@ -178,7 +178,7 @@ def _measure(job: Job, location: str, trial: str) -> dict[str, float | None]:
     scores = scores.group_by("video_id").aggregate([("probability", "mean")])
     scores = scores.rename_columns({"probability_mean": "probability"})
     tables.write_table(storage.join(job.out, "scores", trial), scores, {"detector": location})
-    return judge(label_N, logit_N)
+    return validation_metrics(label_N, logit_N)
 
 
 def _logits(job: Job, location: str, faces: pa.Table) -> npt.NDArray[np.float64]:
@@ -189,12 +189,3 @@ def _logits(job: Job, location: str, faces: pa.Table) -> npt.NDArray[np.float64]
     logits = runtime.start(model, job.device)
     chunks = every_face(plain_source(job.data, model.input_px), faces)
     return np.concatenate([logits(chunk.crops_NHWC) for chunk in chunks]).astype(np.float64)
-
-
-def _size_mb(location: str) -> float:
-    """Of the file with the weights, 1e6 bytes."""
-    from raydistal.detector import checkpoint, runtime
-
-    name = runtime.FILES["onnx"] if "runtime" in checkpoint.read_about(location) else checkpoint.WEIGHTS
-    filesystem, path = storage.resolve(storage.join(location, name))
-    return float(filesystem.get_file_info(path).size) / 1e6

@@ -99,7 +99,7 @@ def describe(name: str, about: Mapping[str, Any], settings: Settings) -> dict[st
     detector = {"name": name, "model_id": about["digest"][:12]} | {
         "architecture": about["architecture"],
         "technique": about.get("technique"),
-        "runtime": about.get("runtime", "torch"),
+        "runtime": about["runtime"],
         "precision": about.get("precision", "float32"),
         "trained_on": list(data.get("dataset", [])),
         "synthetic": bool(data.get("synthetic")),

@@ -47,6 +47,7 @@ def test_it_comes_back_to_the_bit(saved, detector):
     assert len(about["digest"]) == 16
     assert about == {
         "format": "detector/1",
+        "runtime": "torch",
         "architecture": TINY,
         "shapes": {},
         "adapter": "",

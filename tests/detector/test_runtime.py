@@ -41,7 +41,7 @@ def test_a_damaged_model_is_refused(exported, tmp_path):
         runtime.load(str(tmp_path / "bad"))
     about = json.loads((exported / "onnx/detector.json").read_text())
     (tmp_path / "bad/detector.json").write_text(json.dumps(about | {"runtime": "abacus"}))
-    with pytest.raises(UserError, match=r"for the runtime 'abacus'; this raydistal knows onnx, executorch"):
+    with pytest.raises(UserError, match=r"for the runtime 'abacus'; this raydistal knows torch, onnx, executorch"):
         runtime.load(str(tmp_path / "bad"))
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raydistal.pipelines import train
+from raydistal.pipelines import epochs
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -195,7 +195,7 @@ def test_train(arena, write_run, elastic):
     main = "from raydistal.cli import main; main()"
     command = ("train", "--out", arena.folder / "d", *asked(arena), "--epochs", "6", "--num-workers", "2")
     program = arena.start(sys.executable, "-c", main, *command, **cluster.environment)
-    program.until((arena.folder / "d" / train.CHECKPOINT).exists)
+    program.until((arena.folder / "d" / epochs.CHECKPOINT).exists)
     program.terminate()
     code, _, err = program.ended()
     assert code == 3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raydistal.detector import checkpoint
-from raydistal.pipelines import train
+from raydistal.pipelines import epochs, train
 
 pytestmark = pytest.mark.ray
 
@@ -24,7 +24,7 @@ def begin(arena, write_run):
     def start(*options):
         program = "from raydistal.cli import main; main()"
         started = arena.start(sys.executable, "-c", program, "train", "--out", arena.folder / "d", *asked, *options)
-        started.until((arena.folder / "d" / train.CHECKPOINT).exists)
+        started.until((arena.folder / "d" / epochs.CHECKPOINT).exists)
         assert not (arena.folder / "d" / checkpoint.INFO).exists()
         return started
 

@@ -18,7 +18,7 @@ from raydistal import schemas, storage, tables
 from raydistal.detector import checkpoint
 from raydistal.errors import UserError
 from raydistal.faces import crop
-from raydistal.pipelines import compare, extract, train, trainings
+from raydistal.pipelines import compare, epochs, extract, train, trainings
 
 SIZE_PX = 32
 SPLITS = ("train",) * 12 + ("val",) * 3 + ("test",) * 7
@@ -226,7 +226,7 @@ def test_a_training_whose_worker_dies_goes_on(made, cluster, tmp_path):
     command += ["--batch-size", "8", "--learning-rate", "2e-3", "--input-px", str(SIZE_PX)]
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as program:
-        while not (detector / train.CHECKPOINT).exists():
+        while not (detector / epochs.CHECKPOINT).exists():
             assert program.poll() is None, program.stderr.read().decode()
             time.sleep(0.005)
         os.kill(json.loads((detector / "_lock.json").read_text())["pid"], signal.SIGKILL)

@@ -58,7 +58,7 @@ def test_a_rerun_measures_nothing(measured, exported, monkeypatch):
 def test_requests_that_cannot_be_served(exported, tmp_path):
     with pytest.raises(UserError, match="no finished detector"):
         cost.run(config(exported, tmp_path / "out", names=("absent",)))
-    with pytest.raises(UserError, match="is one of the detectors"):
+    with pytest.raises(UserError, match="is one of the folders to read"):
         cost.run(config(exported, exported / "onnx"))
     with pytest.raises(UserError, match="names a folder twice"):
         cost.run(config(exported, tmp_path / "out", names=("onnx", "onnx")))

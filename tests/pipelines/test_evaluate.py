@@ -373,7 +373,7 @@ def test_trouble_in_a_worker_is_told_without_its_traceback(cluster, place, tmp_p
         list(evaluate._stream(asked, lost, data.videos, pending, tables.Claim(str(tmp_path), "me")))
 
 
-@pytest.mark.parametrize("changes", [{"detectors": ()}, {"split": "exam"}, {"bootstrap": -1}, {"batch_size": 0}])
+@pytest.mark.parametrize("changes", [{"detectors": ()}, {"bootstrap": -1}, {"batch_size": 0}])
 def test_bad_settings(changes):
     with pytest.raises(UserError):
         evaluate.Config(**({"detectors": ("d",), "data": ("r",), "out": "o"} | changes))

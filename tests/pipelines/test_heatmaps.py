@@ -146,7 +146,6 @@ def test_faces_are_of_as_many_groups_as_can_be(place):
     [
         ({"detectors": ("vit",)}, "convolutional"),
         ({"split": "val"}, "no labelled videos"),
-        ({"split": "all"}, "unknown --split"),
         ({"faces": 0}, "--faces"),
         ({"detectors": ()}, "--detectors"),
     ],

@@ -11,6 +11,7 @@ from raydistal import schemas, tables
 from raydistal.compression import pruning
 from raydistal.compression.teaching import Teaching
 from raydistal.detector import checkpoint, shapes
+from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import prune, train
 
@@ -153,6 +154,22 @@ def test_a_ratio_that_the_last_step_cannot_meet_is_refused_before_training(made,
 def test_wrong_settings(made, changes, message):
     with pytest.raises(UserError, match=message):
         config(made, made / "p", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"limits": Limits(leave_out=("nothing",))}, "--leave-out: there are no fakes of 'nothing'"),
+        ({"compute": train.Compute(device="cuda")}, "no CUDA device here"),
+        ({"teaching": Teaching(teachers=("parent",), kd="contrastive", negatives=1000)}, "--negatives 1000: there are"),
+    ],
+)
+def test_what_training_would_refuse_is_refused_before_pruning(made, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(made)
+    with pytest.raises(UserError, match=message):
+        prune.fit(config(made, tmp_path / "p", **changes))
+    assert not (tmp_path / "p/steps").exists()
 
 
 def test_no_such_detector(made, tmp_path):

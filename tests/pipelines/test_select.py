@@ -230,7 +230,6 @@ def test_refusals(tmp_path, run):
         {"ratio": 1.1},
         {"frames": 1},
         {"rounds": 0},
-        {"split": "x"},
         {"rounds": 2, "strategy": "random"},
     ):
         with pytest.raises(UserError):

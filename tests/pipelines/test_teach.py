@@ -146,8 +146,6 @@ def test_what_cannot_be_taught(cluster, run, tmp_path, write_run):
     teachers = (str(run / "small"),)
     with pytest.raises(UserError, match="at least one of --teachers"):
         teach.Config(teachers=(), data=str(run))
-    with pytest.raises(UserError, match="unknown --split 'exam'"):
-        teach.Config(teachers=teachers, data=str(run), split="exam")
     with pytest.raises(UserError, match="no faces in split 'pool'"):
         teach.run(teach.Config(teachers=teachers, data=str(run), split="pool"))
     write_run(tmp_path / "bare", crops="none")

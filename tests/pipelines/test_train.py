@@ -12,7 +12,7 @@ from raydistal.compression.teaching import Teaching
 from raydistal.detector import checkpoint, zoo
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
-from raydistal.pipelines import report, train
+from raydistal.pipelines import epochs, report, train
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,7 @@ def test_from_a_run_to_a_detector(made):
         (f"g{group:02}-{label}", f"g{group:02}", split) for group, split in enumerate(splits) for label in (0, 1)
     }
     assert {tuple(row.values()) for row in used} == expected
-    assert not (made / "detector" / train.CHECKPOINT).exists()
+    assert not (made / "detector" / epochs.CHECKPOINT).exists()
 
 
 def test_a_finished_detector_is_left_alone_and_other_settings_are_refused(made, tmp_path):
@@ -117,7 +117,7 @@ def test_an_interrupted_run_goes_on(made, teacher, tmp_path, monkeypatch):
 
     def stop_after_the_second(location, content):
         write(location, content)
-        if location.endswith(train.CHECKPOINT):
+        if location.endswith(epochs.CHECKPOINT):
             num_written.append(location)
             if len(num_written) == 2:
                 raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""From the scores of a detector to what is measured: rows of each level, curves, the worst mistakes."""
+"""What the scores of a detector amount to: metrics of frames and videos, curves, the worst mistakes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What a detector says of V videos."""
+class Outcome:
+    """What a detector says of V videos, at frame and at video level."""
 
     levels: dict[str, Level]
     """video and frame."""
@@ -71,10 +71,10 @@ class Judged:
         ]
 
 
-def judge(
+def outcome_of(
     videos: pa.Table, scores: pa.Table, aggregate: Aggregate, threshold: Mapping[str, Any], skips_no_face: bool
-) -> Judged:
-    """The frames of all videos, and the videos: all of them, or those with a face.
+) -> Outcome:
+    """The outcome for all videos, or for those with a face.
 
     Args:
         videos: video_id, label, method.
@@ -89,7 +89,7 @@ def judge(
     video_N = pc.list_parent_indices(scores["frame_probability"]).to_numpy()
     probability_V = metrics.aggregate(probability_N, video_N, len(videos), aggregate)
     kept = np.flatnonzero(~np.isnan(probability_V)) if skips_no_face else np.arange(len(videos))
-    return Judged(
+    return Outcome(
         levels={
             "video": Level(label_V[kept], probability_V[kept], method_V[kept], threshold["video"], kept),
             "frame": Level(label_V[video_N], probability_N, method_V[video_N], threshold["frame"], video_N),
