@@ -19,7 +19,7 @@ from benchmarks.clips import FOLDER
 from benchmarks.measure import Ratio
 from raydistal import tables
 
-Bench = Literal["decode", "detect", "verdicts", "extract", "naive", "train", "compress", "plan", "serve"]
+Bench = Literal["decode", "detect", "verdicts", "extract", "naive", "select", "train", "compress", "plan", "serve"]
 BENCHES: tuple[Bench, ...] = get_args(Bench)
 
 
@@ -32,7 +32,7 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
     """
     prepare_environment()
     # They load what the environment is for.
-    from benchmarks import compress, decode, detect, extract, naive, plan, serve, train, verdicts
+    from benchmarks import compress, decode, detect, extract, naive, plan, select, serve, train, verdicts
 
     console = Console()
     print_conditions(console)
@@ -47,6 +47,8 @@ def main(only: tuple[Bench, ...] = BENCHES, clips: int = 48) -> None:
         ratios += extract.run(console, sizes=("480p", "1080p"), num_clips=8, num_videos=clips)
     if "naive" in only:
         ratios += naive.run(console, sizes=("480p", "1080p"), num_clips=3, num_videos=24)
+    if "select" in only:
+        ratios += select.run(console, num_faces=16_000)
     if "train" in only:
         ratios += train.run(console, size="480p", num_clips=8, num_faces=800)
     if "compress" in only:

@@ -3,6 +3,7 @@
     index    a Parquet manifest of N videos -> OUT/videos
     ledger   what is left to do of N videos, 99 % of which are in the ledger: parts of 4,096 rows
     select   N videos with 2 faces each that were scored before -> representative, ranking, distilled, coverage
+    score    N videos with 10 faces of 4096 numbers each -> the same, with the scoring on Ray; only if it is asked for
 
 Every measurement is a process of its own. The videos, their faces and scores are made up: none of it is a file.
 """
@@ -32,6 +33,7 @@ SIZES = (10_000, 100_000, 1_000_000)
 FAKES_PER_REAL = 4
 REALS_PER_IDENTITY = 10
 FACES_PER_VIDEO = 2
+SCORED_FACES, FEATURE_DIM, VIDEOS_PER_PART = 10, 4096, 8  # of `score`: as `extract` with VGG16 writes them
 ROWS_PER_PART = 4096
 SETTINGS = {"sample": "even:10", "crops": "none"}
 
@@ -50,7 +52,7 @@ def main(stages: tuple[str, ...] = (), sizes: tuple[int, ...] = SIZES, folder: s
     """Measures and prints the growth of each stage.
 
     Args:
-        stages: index, ledger, select; default: all.
+        stages: index, ledger, select, score; default: all but score, which takes 80 kB of disk per video.
         sizes: numbers of videos.
         folder: where the made-up tables go, some 400 bytes per video; default: a temporary one, removed after.
     """
@@ -58,7 +60,7 @@ def main(stages: tuple[str, ...] = (), sizes: tuple[int, ...] = SIZES, folder: s
     console, found = Console(), []
     try:
         for num_videos in sizes:
-            for stage in stages or tuple(STAGES):
+            for stage in stages or tuple(STAGES)[:-1]:
                 found.append(measure(stage, num_videos, place / str(num_videos)))
                 console.print(found[-1], highlight=False)
     finally:
@@ -165,24 +167,15 @@ def make_scores(folder: Path, num_videos: int) -> None:
     config = _to_select(folder)
     settings = select._settings(config, select._videos(config))["uncertainty"]
     rng = np.random.default_rng(0)
-    schema = schemas.faces_schema(1)
     for start in range(0, num_videos, ROWS_PER_PART):
         number_V = np.arange(start, min(start + ROWS_PER_PART, num_videos))
         num_V = np.full(len(number_V), FACES_PER_VIDEO)
         num_faces = int(num_V.sum())
-        faces = {
-            "video_id": _numbered("video-#", number_V),
-            "frame_index": schemas.list_column(np.tile([0, 9], len(num_V)), num_V),
-        }
-        scored = faces | {"label": pa.array((number_V % (FAKES_PER_REAL + 1) > 0).astype(np.int8))}
+        scored = _places(number_V, FACES_PER_VIDEO) | {"label": pa.array(_is_fake(number_V).astype(np.int8))}
         scored |= {name: schemas.list_column(rng.random(num_faces), num_V) for name in ("probability", "uncertainty")}
         part = schemas.conform(pa.table(scored), schemas.UNCERTAINTY)
         tables.write_part(str(run / "uncertainty"), part, settings)
-        faces |= {"status": pa.array(np.full(len(num_V), "ok")), "num_frames_seen": num_V}
-        faces |= {name: schemas.list_column(np.ones(num_faces), num_V) for name in ("pts_s", "detection_score")}
-        faces |= {"box_xyxy_px": schemas.list_column(np.tile([[0.0, 0, 99, 99]], (num_faces, 1)), num_V)}
-        faces |= {"feature": schemas.list_column(np.ones((num_faces, 1), np.float16), num_V)}
-        tables.write_part(str(run / "faces"), schemas.conform(pa.table(faces), schema), SETTINGS)
+        _write_faces(run, number_V, np.ones((num_faces, 1), np.float16))
     tables.write_info(str(run / "uncertainty"), settings, num_rows=num_videos)
 
 
@@ -191,15 +184,55 @@ def _to_select(folder: Path) -> select.Config:
 
 
 def run_select(folder: Path) -> None:
-    """All that the driver does; for scoring see README."""
+    """All that the driver does but scoring."""
     for name in ("representative", "ranking", "distilled", "coverage"):
         storage.delete_folder(str(folder / "select" / name))
     select.run(_to_select(folder))
 
 
+def make_features(folder: Path, num_videos: int) -> None:
+    """A run as `extract` leaves it; noise, that of fakes a little off."""
+    run, rng = folder / "score", np.random.default_rng(0)
+    _write_videos(run, num_videos)
+    for start in range(0, num_videos, VIDEOS_PER_PART):
+        number_V = np.arange(start, min(start + VIDEOS_PER_PART, num_videos))
+        label_N = np.repeat(_is_fake(number_V), SCORED_FACES)
+        _write_faces(run, number_V, rng.normal(0.05 * label_N[:, None], 1, (len(label_N), FEATURE_DIM)))
+    tables.write_info(str(run / "faces"), SETTINGS, counts={"ok": num_videos})
+
+
+def run_score(folder: Path) -> None:
+    """All of select, from features on."""
+    for name in ("uncertainty", "representative", "ranking", "distilled", "coverage"):
+        storage.delete_folder(str(folder / "score" / name))
+    select.run(select.Config(out=str(folder / "score"), ratio=0.2, frames=500))
+
+
+def _is_fake(number_V: np.ndarray) -> np.ndarray:
+    return number_V % (FAKES_PER_REAL + 1) > 0
+
+
+def _places(number_V: np.ndarray, num_faces: int) -> dict[str, pa.Array]:
+    """video_id and frame_index of videos with so many faces each."""
+    frames = schemas.list_column(np.tile(9 * np.arange(num_faces), len(number_V)), np.full(len(number_V), num_faces))
+    return {"video_id": _numbered("video-#", number_V), "frame_index": frames}
+
+
+def _write_faces(run: Path, number_V: np.ndarray, feature_ND: np.ndarray) -> None:
+    """A part of RUN/faces: these videos, with as many faces each."""
+    num_faces, dim = feature_ND.shape
+    num_V = np.full(len(number_V), num_faces // len(number_V))
+    faces = _places(number_V, int(num_V[0]))
+    faces |= {"status": pa.array(np.full(len(num_V), "ok")), "num_frames_seen": num_V}
+    faces |= {name: schemas.list_column(np.ones(num_faces), num_V) for name in ("pts_s", "detection_score")}
+    faces |= {"box_xyxy_px": schemas.list_column(np.tile([[0.0, 0, 99, 99]], (num_faces, 1)), num_V)}
+    faces |= {"feature": schemas.list_column(feature_ND.astype(np.float16), num_V)}
+    tables.write_part(str(run / "faces"), schemas.conform(pa.table(faces), schemas.faces_schema(dim)), SETTINGS)
+
+
 def _write_videos(run: Path, num_videos: int) -> None:
     number_V = np.arange(num_videos)
-    label_V = (number_V % (FAKES_PER_REAL + 1) > 0).astype(np.int8)
+    label_V = _is_fake(number_V).astype(np.int8)
     group = _numbered("person-#", number_V // (FAKES_PER_REAL + 1) // REALS_PER_IDENTITY)
     columns = {
         "video_id": _numbered("video-#", number_V),
@@ -218,6 +251,7 @@ STAGES: dict[str, tuple[Callable[[Path, int], None], Step]] = {
     "index": (make_manifest, run_index),
     "ledger": (make_ledger, run_ledger),
     "select": (make_scores, run_select),
+    "score": (make_features, run_score),
 }
 
 

@@ -88,3 +88,12 @@ def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row.wall_s > 0 and row.cpu_s >= 0 for row in found)
     Console().print(scale.growth_table([found[0], found[0]._replace(num_videos=200, cpu_s=2 * found[0].cpu_s)]))
     assert "2.0" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_select(tmp_path: Path) -> None:
+    prepare, run = scale.STAGES["score"]
+    prepare(tmp_path, 100)
+    run(tmp_path)
+    assert tables.read_table(f"{tmp_path}/score/distilled", "select").num_rows == 20
