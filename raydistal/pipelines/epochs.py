@@ -1,7 +1,8 @@
 """The epochs of a training, in this process or in workers of Ray Train.
 
-    windows of faces -> decode, augment (threads, or tasks of Ray Data) -> gradients, exchanged between the workers
-          -> after each epoch: loss on val, which epoch is the best so far -> OUT/checkpoint.pt
+    faces of train -> windows -> decode, augment (threads, or Ray Data) -> gradients, exchanged between the workers
+    faces of val   -> windows -> decode          (threads, or Ray Data) -> loss, whether the epoch is the best so far
+          -> OUT/checkpoint.pt after each epoch
 
 Both ways give the same result. A run that was stopped or killed goes on from its last finished epoch.
 """

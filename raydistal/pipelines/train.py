@@ -1,11 +1,9 @@
 """videos, faces -> a detector directory.
 
-    faces of train -> windows -> decode, augment (Ray Data) -> workers (Ray Train, gradients exchanged) -> checkpoint
-    faces of val   -> windows -> decode          (Ray Data) -> loss after each epoch: which epoch is kept, when to stop
+    videos, faces of train and val, network, teachers -> epochs -> best epoch, thresholds, what it learnt from
 
-With no workers the same happens in this process, without Ray, with the same result. A run that was stopped or killed
-goes on from its last finished epoch. Teachers look at the faces in each worker, or are heard from a table that they
-filled before (raydistal teach).
+Everything that can be refused is refused before the first epoch. Teachers run in each worker, or their outputs are read
+from the tables of `raydistal teach`. What happens in an epoch is in epochs.py.
 """
 
 import dataclasses
@@ -128,8 +126,8 @@ def fit(config: Config, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
 
     Raises:
         UserError: no tables or crops, too few faces of a class, weights that do not fit, teachers that cannot teach or
-            have not spoken yet, a detector made with other settings, CUDA asked for and absent, out of memory; where it
-            can be known, before any work.
+            whose outputs are missing, a detector made with other settings, CUDA asked for and absent; all before any
+            work. Later: out of memory.
     """
     from raydistal.detector import checkpoint, zoo
 
