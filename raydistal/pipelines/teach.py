@@ -40,7 +40,7 @@ Frames = dict[str, list[int]]  # of each video of a part, by its video_id, in th
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Compute the outputs of teachers for a run's faces once, for training without augmentation."""
+    """Compute the outputs of teachers for a run's faces, once for all students."""
 
     teachers: tuple[str, ...]
     """Detector directories, local or s3://..."""
