@@ -1,4 +1,4 @@
-"""How a detector learns: the training settings of the papers, by name, and what follows from them step by step.
+"""The training settings of the papers, by name, and the learning rate and trainable layers that follow from them.
 
 A recipe is changed with `dataclasses.replace`.
 """
