@@ -1,4 +1,4 @@
-"""Which places of a face speak for fake to a detector: Grad-CAM++ (Chattopadhay et al. 2018) of its logit.
+"""Where in a face a detector finds evidence for fake: Grad-CAM++ (Chattopadhay et al. 2018) of its logit.
 
 For the last maps A (K channels) before pooling, the logit z of fake and its gradient g = dz/dA, with Y = exp(z) as in
 the paper (its equations 19, 10 and 11; the derivatives of Y are Y g, Y g^2 and Y g^3, and Y drops out):

@@ -25,7 +25,7 @@ class Difference:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Of the detectors, before and after."""
+        """The names of the detectors before and after."""
         return self.info["config"]["before"], self.info["config"]["after"]
 
     @property
@@ -109,7 +109,7 @@ def notices(found: Difference) -> list[str]:
 
 
 def verdicts(found: Difference) -> list[Row]:
-    """What is unseen, and what is not: how many differences are losses, and the worst."""
+    """How many differences are losses, and the worst one: on what is unseen by both detectors, and on the rest."""
     groups = [("what neither learnt from", found.unseen)]
     groups.append(("all else", [row for row in found.rows if not is_unseen(row)]))
     made = []
