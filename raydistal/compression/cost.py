@@ -29,7 +29,7 @@ class Case(NamedTuple):
     """Something to time."""
 
     number: int
-    """Of the detector."""
+    """Index of the detector."""
     device: Device
     batch_size: int
 

@@ -55,7 +55,7 @@ class Teaching:
 
     @property
     def bank_mb(self) -> float:
-        """What the banks of all teachers take in each process, 1e6 bytes."""
+        """Memory of the banks of all teachers in each process, in 1e6 bytes."""
         return len(self.teachers) * self.bank * PROJECTED * 4 / 1e6 if self.kd == "contrastive" else 0.0
 
 

@@ -35,7 +35,7 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A trained detector and what it says of the test videos."""
+    """A trained detector and its results on the test videos."""
 
     row: Row
     """Of `schemas.COMPARISON`."""
@@ -170,7 +170,7 @@ def mean_over_seeds(value_SB: Floats, num_groups: int, name: str) -> Draws:
 
 
 def conclude(versus: Versus, low: float, high: float, margin: float) -> Verdict:
-    """What the interval of a difference (distilled minus other) says; against the full set, `margin` may be lost."""
+    """The verdict by the interval of a difference, distilled minus other; against the full set, `margin` may be lost."""
     if versus == "full":
         return "non-inferior" if low > -margin else "inferior" if high < -margin else "cannot tell"
     return "better" if low > 0 else "worse" if high < 0 else "cannot tell"

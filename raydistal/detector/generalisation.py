@@ -29,7 +29,7 @@ Key = tuple[str, str | None, str]  # architecture, method left out, method teste
 
 
 class Tried(NamedTuple):
-    """A trained detector and what it says of the test videos."""
+    """A trained detector and its results on the test videos."""
 
     architecture: str
     left_out: str | None

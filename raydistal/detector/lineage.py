@@ -1,4 +1,4 @@
-"""What a detector has learnt from: its own data, that of what it started from, and that of its teachers."""
+"""What a detector has learnt from: its own data, and that of its ancestors and teachers."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple

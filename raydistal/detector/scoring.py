@@ -1,4 +1,4 @@
-"""From encoded crops to probabilities, the same for evaluating and for detecting.
+"""Turns encoded crops into probabilities, in the same way for evaluating and for detecting.
 
 N crops, S pixels a side.
 """

@@ -77,7 +77,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """What some detectors learn from."""
+    """A set of videos that detectors are trained on."""
 
     name: str
     kind: "Kind"

@@ -68,7 +68,7 @@ class Config:
 
 
 class Faces(NamedTuple):
-    """What 8 bits need, as rows of `EXAMPLES`."""
+    """The faces that a conversion to 8 bits needs, as rows of `EXAMPLES`."""
 
     source: "Source"
     calibration: pa.Table

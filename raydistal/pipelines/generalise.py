@@ -183,7 +183,7 @@ def _rows(one: Trained, said: "Said") -> list[dict[str, Any]]:
 
 
 def _print(gaps: list[dict[str, Any]]) -> None:
-    """What leaving out each method does, on stderr, for 80 columns."""
+    """Prints the effect of leaving out each method on stderr, for 80 columns."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

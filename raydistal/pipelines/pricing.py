@@ -60,7 +60,7 @@ class Prices(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What V videos took, one value each."""
+    """Measured times of V videos, one value each."""
 
     look_s_V: Floats
     """Seconds of one CPU to decode it and find faces."""

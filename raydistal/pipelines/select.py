@@ -121,7 +121,7 @@ def _videos(config: Config) -> pa.Table:
 
 
 def _settings(config: Config, videos: pa.Table) -> dict[str, dict[str, Any]]:
-    """What each table depends on; a table made with the same settings is up to date."""
+    """The settings that each table depends on; a table made with the same ones is up to date."""
     faces = tables.faces_info(config.out)
     if faces["config"].get("backbone") == "none":
         raise UserError(

@@ -35,7 +35,7 @@ class Difference:
 
 
 def is_unseen(row: Row) -> bool:
-    """Whether neither detector learnt from it."""
+    """True if neither detector learnt from the row's dataset and method."""
     return row["seen_before"] is False and row["seen_after"] is False
 
 
@@ -180,7 +180,7 @@ def drawing(found: Difference) -> Picture:
 
 
 def detectors(found: Difference) -> Table:
-    """What is compared, and what it has learnt from."""
+    """The two detectors, and what they have learnt from."""
     rows: list[list[Cell]] = []
     for one in found.info["detectors"]:
         names = [", ".join(one["learnt"][key]) or "\N{EN DASH}" for key in ("datasets", "methods")]

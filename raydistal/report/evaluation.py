@@ -279,7 +279,7 @@ def categories(results: Results, dataset: str, name: str) -> Picture | None:
 
 
 def detectors(results: Results) -> Table:
-    """What was measured."""
+    """The detectors that were measured."""
     rows: list[list[Cell]] = [
         [
             Cell(one["name"], one["architecture"]),

@@ -178,7 +178,7 @@ def legend() -> bytes:
 
 
 def detectors(found: Heatmaps) -> Table:
-    """What is explained, and by what."""
+    """The detectors, and which detector's gradients explain each."""
     rows: list[list[Cell]] = [
         [
             Cell(one["name"], one["architecture"]),

@@ -48,7 +48,7 @@ class Trial:
 
 
 class Agenda:
-    """What is to be run next, what runs, what is done.
+    """Keeps track of waiting, running and finished trials.
 
     Args:
         strategy: proposes points; is told of those that are done already.

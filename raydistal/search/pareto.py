@@ -1,4 +1,4 @@
-"""What follows from the results of many trials: which are worth having, and where to look next.
+"""Which results of many trials are worth having, and where to look next.
 
 P points, D objectives; smaller is better in all of them.
 """

@@ -23,7 +23,7 @@ HOW = "Write NAME=VALUE,VALUE... or NAME=LOW..HIGH, or LOW..HIGH:STEP"
 
 
 class Quantity(NamedTuple):
-    """What a dimension may be."""
+    """A quantity that a dimension may vary, and its valid values."""
 
     is_valid: Callable[[float], bool]
     range: str

@@ -21,7 +21,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Strategy(Protocol):
-    """What every strategy does."""
+    """The interface of all strategies."""
 
     def ask(self) -> Point | None:
         """A point that was not asked for yet; None: none now, nor ever when `is_finished`."""

@@ -26,7 +26,7 @@ class Face(NamedTuple):
     """One face of one frame."""
 
     track: int
-    """From 1 on as in the result; before `number_tracks`, as `Linker` gave it."""
+    """From 1 on as in the result; before `number_tracks`, the number that `Linker` gave."""
     frame_index: int
     pts_s: float
     """Seconds since the video's first frame."""
@@ -139,7 +139,7 @@ def _of_track(track: Mapping[str, Any], num_frames: int) -> str:
 
 
 def _mean(faces: Sequence[Face]) -> float:
-    """As `raydistal evaluate` has it."""
+    """Mean probability, computed as in `raydistal evaluate`."""
     from raydistal.detector.metrics import aggregate
 
     probability_N = np.array([face.probability for face in faces], np.float32)
