@@ -170,7 +170,7 @@ def mean_over_seeds(value_SB: Floats, num_groups: int, name: str) -> Draws:
 
 
 def conclude(versus: Versus, low: float, high: float, margin: float) -> Verdict:
-    """The verdict by the interval of a difference, distilled minus other; against the full set, `margin` may be lost."""
+    """The verdict for an interval of a difference (distilled minus other); against "full", `margin` may be lost."""
     if versus == "full":
         return "non-inferior" if low > -margin else "inferior" if high < -margin else "cannot tell"
     return "better" if low > 0 else "worse" if high < 0 else "cannot tell"
