@@ -86,7 +86,7 @@ def check(about: Mapping[str, Any], location: str) -> None:
     if not faces or "threshold" not in about:
         raise UserError(
             f"{location} does not say how its training faces were cropped, or above which probability it calls a video "
-            "fake. Train it again with this version: raydistal train"
+            "fake: train it again with this version: raydistal train"
         )
     if faces["detector"] not in ("haar", "none") and not Path(faces["detector"]).is_file():
         raise UserError(f"{location} learnt from faces found by {faces['detector']}: put that YuNet model there")
