@@ -79,7 +79,7 @@ def find_teachers(locations: Iterable[str]) -> list[Teacher]:
     """Looks up the teachers at these locations.
 
     Raises:
-        UserError: one is no finished detector, is an exported one, or is the same as another.
+        UserError: one is not a finished detector, is an exported one, or is the same as another.
     """
     from raydistal.detector import checkpoint  # loads torch, which the command line must not
 

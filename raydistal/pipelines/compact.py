@@ -72,7 +72,7 @@ def _made_with(location: str) -> tables.Config:
     filesystem, path = storage.resolve(storage.join(location, first))
     schema = pq.read_schema(path, filesystem=filesystem)
     if not {"video_id", "status"} <= set(schema.names):
-        raise UserError(f"{location} is no table of faces or scores: other tables have few parts anyway")
+        raise UserError(f"{location} is not a table of faces or scores: other tables have few parts anyway")
     teaching = storage.join(storage.parent(location), "teaching")
     if "feature" in schema.names and storage.list_files(teaching):
         raise UserError(

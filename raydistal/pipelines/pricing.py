@@ -111,7 +111,7 @@ def read_prices(location: str) -> Prices:
         price = found.get("storage_price_per_gb_month")
         prices = Prices(nodes, currency, head, None if price is None else float(price))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{location} is no price list as cluster/prices.toml: {error}") from error
+        raise UserError(f"{location} is not a price list like cluster/prices.toml: {error}") from error
     if unknown or prices.cpu_node is None:
         what = f"unknown {', '.join(unknown)}" if unknown else "no node without GPUs"
         raise UserError(f"{location}: {what}. See cluster/prices.toml.")

@@ -43,7 +43,7 @@ def bound_queues(growth: Growth) -> None:
     limits = {"cpu": max(1, growth.cpus)} if growth.max_nodes else {}
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(**limits)
     context.raise_original_map_exception = True  # else a UserError in an actor would become an exception of Ray's
-    # There is no other way yet to set retries; Ray 2.64, which our range excludes, warns about it.
+    # There is no other way yet to set retries; Ray 2.64, which our range excludes, will require one.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
 
 

@@ -108,7 +108,7 @@ def _dimension(text: str) -> Dimension:
         if not math.isfinite(value) or not is_kind or not QUANTITIES[name].is_valid(value):
             raise UserError(f"--space {text}: {name} must be {QUANTITIES[name].range}, not {value:g}")
     if not values and (low >= high or name == "bits"):
-        raise UserError(f"--space {text} is no range: the first end must be below the second, and bits are 8 or 32")
+        raise UserError(f"--space {text} is not a range: the first end must be below the second, and bits are 8 or 32")
     return Dimension(name, low, high, values)
 
 

@@ -118,7 +118,7 @@ def _has_heatmaps(location: str) -> bool:
 
 @serve.ingress()
 class Web:
-    """HTTP. It keeps no state on disk: after a restart, earlier ids are unknown."""
+    """HTTP. Its state is lost with it: after a restart, earlier ids are unknown."""
 
     def __init__(
         self, app: App, name: str, about: dict[str, Any], num_examiners: int, examiner: DeploymentHandle[Any]
