@@ -51,7 +51,7 @@ from raydistal.pipelines import (
 from raydistal.pipelines.scaling import UNLIMITED, within
 from raydistal.serving import serve
 
-# Full disks, read-only ones and folders of others: for the user to fix, and no traceback helps with that.
+# Full or read-only disks and folders of other users: for the user to fix, without a traceback.
 NO_BUGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
 Asked = TypeVar("Asked")
 VERBS = (
@@ -84,18 +84,18 @@ VERBS = (
 )
 POSITIONAL: Any = tyro.conf.PositionalRequiredArgs
 MARKERS = {detect: [POSITIONAL], status: [POSITIONAL], compact: [POSITIONAL]}
-MARKERS[submit] = [POSITIONAL, tyro.conf.UseAppendAction]  # else --env A --env B is only B
+MARKERS[submit] = [POSITIONAL, tyro.conf.UseAppendAction]  # else --env A --env B would be only B
 RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {verb.Config: verb.run for verb in VERBS if verb is not submit}
 RUNS[submit.Config] = lambda config: submit.run(config, parse)
 
 
 def _subcommand(verb: Any) -> Any:
-    annotated: Any = Annotated  # mypy knows no types that are made at run time
+    annotated: Any = Annotated  # mypy cannot follow types made at run time
     return annotated[verb.Config, tyro.conf.subcommand(verb.__name__.rpartition(".")[2]), *MARKERS.get(verb, [])]
 
 
 def parse(arguments: Sequence[str] | None) -> Any:
-    """The Config of the verb that a command line names, or exit code 2. None: that of this process."""
+    """The Config for a command line, or exit code 2. None: the command line of this process."""
     verbs = functools.reduce(operator.or_, map(_subcommand, VERBS))
     return tyro.cli(verbs, prog="raydistal", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
@@ -109,14 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_script(config: type[Asked], run: Callable[[Asked], dict[str, Any]], description: str) -> None:
-    """Does for a script of jobs/papers what `main` does for a verb: options in, the summary out."""
+    """Runs a script of jobs/papers as `main` runs a verb: parses options, prints the summary."""
     _run(lambda: tyro.cli(config, description=description), run)
 
 
 def _run(parse: Callable[[], Asked], work: Callable[[Asked], dict[str, Any]]) -> None:
     try:
         config = parse()
-        out, sys.stdout = sys.stdout, sys.stderr  # Ray prints there what a worker died of, up to the end of the process
+        out, sys.stdout = sys.stdout, sys.stderr  # Ray prints there why workers died, up to the end of the process
         with within(getattr(config, "budget", UNLIMITED)):
             summary = work(config)
     except UserError as error:
@@ -134,7 +134,7 @@ def _run(parse: Callable[[], Asked], work: Callable[[Asked], dict[str, Any]]) ->
         )
         sys.exit(3)
     except OSError as error:
-        cause = getattr(error, "cause", error)  # Ray wraps what a worker raised
+        cause = getattr(error, "cause", error)  # Ray wraps the exceptions of workers
         if getattr(cause, "errno", None) not in NO_BUGS:
             raise
         print(f"raydistal: {cause}. Finished work is kept; once this is fixed, run it again.", file=sys.stderr)

@@ -15,7 +15,7 @@ _last_sign = (time.monotonic(), "")
 
 
 def sign(what: str) -> None:
-    """Records that something was finished, so the job is alive; whether it is shown or not."""
+    """Records that something was finished, which shows that the job is alive; prints nothing."""
     global _last_sign
     _last_sign = (time.monotonic(), what)
 
@@ -56,7 +56,7 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        if self.told == (self.num_done, self.note):  # the last line said it
+        if self.told == (self.num_done, self.note):  # the last line said the same
             return
         self.line_at, self.told = time.monotonic(), (self.num_done, self.note)
         rate = self.num_done / max(self.line_at - self.began, 1e-9)

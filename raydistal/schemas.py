@@ -15,7 +15,7 @@ STATUSES = ("ok", "no_face", "decode_error", "crashed", "timeout", "missing", "o
 Split = Literal["train", "val", "test", "pool"]  # pool: unlabelled
 SPLITS: tuple[Split, ...] = get_args(Split)
 SYNTHETIC = "synthetic"  # dataset of the videos that `raydistal demo` draws: nothing measured on it is about the world
-# settings of a detector's teaching that each kind of distillation reads
+# settings of `Teaching` that each kind of distillation reads
 KD_SETTINGS = {
     "soft": ("alpha", "temperature"),
     "rkd": ("kd_weight",),
@@ -102,7 +102,7 @@ TRIALS = pa.schema(
         _required("set", pa.string()),  # ranking | random (as large, chosen blindly); from here to bits: the point
         _required("data", pa.float64()),  # share of the ranking that it learnt from
         _required("prune", pa.float64()),  # share of the parameters that were removed
-        pa.field("alpha", pa.float64()),  # the settings of Teaching are null where they have no part
+        pa.field("alpha", pa.float64()),  # settings of Teaching are null where they do not apply
         pa.field("temperature", pa.float64()),
         pa.field("kd_weight", pa.float64()),
         pa.field("tau", pa.float64()),
@@ -139,9 +139,9 @@ SCORES = pa.schema(
 
 VERDICTS = pa.schema(
     [
-        _required("video_id", pa.string()),  # of its path or URI
+        _required("video_id", pa.string()),  # a hash of its path or URI
         _required("uri", pa.string()),
-        _required("num_bytes", pa.int64()),  # these two of the file that was looked at
+        _required("num_bytes", pa.int64()),  # these two of the file that was examined
         pa.field("modified_ns", pa.int64()),  # since 1970, by the clock of the store
         _required("model_id", pa.string()),
         _required("status", pa.string()),  # one of STATUSES, or over_limit
@@ -241,7 +241,7 @@ COST = pa.schema(
 GENERALISATION = pa.schema(
     [
         _required("architecture", pa.string()),
-        pa.field("left_out", pa.string()),  # the method whose fakes it did not learn from; null: it learnt from all
+        pa.field("left_out", pa.string()),  # the method whose fakes it did not learn from; null: none
         _required("seed", pa.int64()),
         _required("tested", pa.string()),  # the method whose fakes it was tested on, with all real test videos
         _required("num_fake", pa.int64()),  # test videos of that method
@@ -270,7 +270,7 @@ DIFFERENCE = pa.schema(
         pa.field("broken", pa.float64()),  # share of those called right before and wrong after
         pa.field("seen_before", pa.bool_()),  # whether the first detector learnt from this dataset and method, also by
         pa.field("seen_after", pa.bool_()),  # its ancestors and teachers; the second one; null: cannot be known
-        _required("beats_chance", pa.bool_()),  # whether one of the two tells the fakes of the slice from real videos
+        _required("beats_chance", pa.bool_()),  # whether one of the two does so on the fakes of the slice
         _required("verdict", pa.string()),  # non-inferior | inferior | cannot tell
     ]
 )
@@ -285,14 +285,14 @@ SOURCES = pa.schema(
     ]
 )
 
-SHARED = pa.schema(  # what leaves the house: no image, no absolute path
+SHARED = pa.schema(  # what is passed on to others: no image, no absolute path
     [
         _required("video_id", pa.string()),
         _required("dataset", pa.string()),
         _required("path", pa.string()),  # below the dataset's folder
         _required("num_bytes", pa.int64()),  # these two of the file
         _required("sha256", pa.string()),
-        pa.field("label", pa.int8()),  # from here to rank: as in DISTILLED; rank is null for videos that go along
+        pa.field("label", pa.int8()),  # from here to rank: as in DISTILLED; rank is null for --also
         pa.field("method", pa.string()),
         pa.field("compression", pa.string()),
         pa.field("original_id", pa.string()),
@@ -316,7 +316,7 @@ VERIFICATION = pa.schema(
         _required("status", pa.string()),  # exact | missing | other_file | failed | row_differs | faces_differ
         pa.field("detail", pa.string()),  # null exactly when status is exact
         _required("num_faces", pa.int64()),  # of the shared set
-        _required("num_exact", pa.int64()),  # of these, those that are there to the bit
+        _required("num_exact", pa.int64()),  # of these, those that are equal to the bit
     ]
 )
 
@@ -355,7 +355,7 @@ def faces_schema(feature_dim: int) -> pa.Schema:
 
 
 def teaching_schema(embedding_dim: int) -> pa.Schema:
-    """What a teacher says of every face; parts, rows and lists as in the `faces` table that it looked at.
+    """A teacher's outputs for every face; parts, rows and lists as in the `faces` table that it was run on.
 
     The lists of a video that nobody learns from are empty.
     """

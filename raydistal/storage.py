@@ -1,4 +1,4 @@
-"""One resolver for every place data lives in: local paths and s3://, gs:// ... URIs.
+"""Access to data wherever it lies: local paths and s3://, gs:// ... URIs.
 
 S3-compatible stores: set AWS_ENDPOINT_URL (or add ?endpoint_override=host:port&scheme=http to the URI). Credentials
 come from the environment (AWS_ACCESS_KEY_ID ...), never from a URI that is written into a table.
@@ -44,7 +44,7 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     place, query = _split_query(location)
     scheme, _, path = place.partition("://")
     bucket, _, key = path.partition("/")
-    if scheme == "s3":  # else pyarrow asks three times for each file that it writes, however small
+    if scheme == "s3":  # else pyarrow makes three requests for each file that it writes, however small
         query += ("&" if query else "?") + "allow_delayed_open=true"
     try:
         filesystem, root = _set_up(f"{scheme}://{bucket}/{query}")
@@ -55,7 +55,7 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
 
 @lru_cache(maxsize=16)
 def _set_up(root: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a bucket: once, as each takes 10 ms of CPU time, connections and credentials of its own."""
+    """The filesystem of a bucket; cached, as each takes 10 ms of CPU time, its own connections and credentials."""
     made: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(root)
     return made
 
@@ -77,7 +77,7 @@ def parent(location: str) -> str:
 
 
 def _split_query(location: str) -> tuple[str, str]:
-    """A URI without and its query with the question mark; one that is not key=value belongs to the name."""
+    """A URI without its query, and the query with its question mark; if it is not key=value, it is part of the name."""
     place, query = re.fullmatch(r"(.*?)(\?(?:\w+=[^&/]*&?)+)?", location, re.DOTALL).groups("")  # type: ignore[union-attr]
     return place, query
 
@@ -88,10 +88,10 @@ def absolute(location: str) -> str:
 
 
 def distinct_names(option: str, locations: Sequence[str]) -> list[str]:
-    """The last part of each path, and as much before it as makes them differ.
+    """Names for locations: the last part of each path, preceded by as many parts as make them differ.
 
     Raises:
-        UserError: a location is named twice, by `option`.
+        UserError: a location is named twice; the message names `option`.
     """
     paths = [resolve(location)[1].strip("/").split("/") for location in locations]
     if len({tuple(path) for path in paths}) < len(paths):
@@ -121,14 +121,14 @@ def write_bytes(location: str, content: bytes | pa.Buffer) -> None:
     """Writes a file so that no reader ever sees half of it: renamed into place, or one atomic upload."""
     filesystem, path = resolve(location)
     if not isinstance(filesystem, fs.LocalFileSystem):
-        # An upload is shown when its stream is closed, by whatever closes it: Ctrl-C or SIGTERM before the bytes are in
+        # Closing its stream publishes an upload, for whatever reason: Ctrl-C or SIGTERM before the bytes are written
         # would leave an empty file. They reach this thread, not that of the upload, and wait for its end.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(_upload, filesystem, path, content).result()
         return
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".tmp-{uuid.uuid4().hex}")  # by tempfile nobody else might read it
+    temporary = final.with_name(f".tmp-{uuid.uuid4().hex}")  # tempfile's files cannot be read by others
     try:
         temporary.write_bytes(content)
         temporary.replace(final)
@@ -170,7 +170,7 @@ def list_files(location: str) -> list[str]:
     """
     filesystem, path = resolve(location)
     try:
-        if isinstance(filesystem, fs.LocalFileSystem):  # pyarrow stops when a file vanishes while it lists
+        if isinstance(filesystem, fs.LocalFileSystem):  # pyarrow fails if a file vanishes while it lists
             found = []
             for folder, below, names in os.walk(path, onerror=_unless_absent, followlinks=True):
                 below[:] = [name for name in below if not _leads_back(posixpath.join(folder, name))]
@@ -205,7 +205,7 @@ def infos(location: str, names: Sequence[str]) -> list[fs.FileInfo]:
     """
     filesystem, path = resolve(location)
     paths = [posixpath.join(path, name) for name in names]
-    if isinstance(filesystem, fs.LocalFileSystem):  # its selector stops at a file that vanishes
+    if isinstance(filesystem, fs.LocalFileSystem):  # its selector fails if a file vanishes
         return list(filesystem.get_file_info(paths))
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
     found = {info.path: info for info in filesystem.get_file_info(selector)}  # a thousand per request, not one
@@ -222,7 +222,7 @@ def refuse_credentials(option: str, location: str) -> None:
 
 
 def _leads_back(folder: str) -> bool:
-    """True of a link to a folder that it lies in: below it, every file would be found again and again."""
+    """True for a link to a folder that contains it: below it, every file would be found again and again."""
     return os.path.islink(folder) and any(os.path.samefile(folder, above) for above in Path(folder).parents)
 
 
@@ -232,7 +232,7 @@ def _unless_absent(error: OSError) -> None:
 
 
 def with_copy(location: str, use: Callable[[str], Made]) -> Made:
-    """use(path of a local copy), tried several times: a store that is busy for a moment must not cost a video.
+    """Calls use(path of a local copy), several times if need be: a moment of a busy store must not cost a video.
 
     Raises:
         OSError: it cannot be read; at once if it is not there.

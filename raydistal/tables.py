@@ -1,7 +1,7 @@
 """Tables on disk: a folder of Parquet parts plus `_table.json`, which is written last.
 
-Each part carries the config that made it, so a table of an interrupted job can be read, checked and continued: the
-parts are the ledger of the job.
+Each part holds the config that made it, so the table of an interrupted job can be read, checked and continued: the
+parts are the job's ledger.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ Config = Mapping[str, Any]
 
 INFO = "_table.json"
 LOCK = "_lock.json"
-MERGES = "_merges.json"  # of `raydistal compact` while it works: {merged part: [those that it is made of]}
-OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that leave its crops alone
-FINAL = ("ok", "no_face")  # statuses that another try would not change
+MERGES = "_merges.json"  # written by `raydistal compact` while it works: {merged part: [its original parts]}
+OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that do not affect its crops
+FINAL = ("ok", "no_face")  # statuses that a retry would not change
 READERS = 32  # of small files at once: the wait is the store's latency
 PARTS_AT_ONCE = 1024  # some columns of them, in memory
 BEAT_S = 5.0
@@ -103,15 +103,15 @@ def part_names(location: str) -> list[str]:
         return names
     try:
         merges = _read_merges(location)
-    except FileNotFoundError:  # done since then, and old parts may be gone
+    except FileNotFoundError:  # compacting has ended since, and old parts may be gone
         return part_names(location)
-    # From the moment that a merged part is there, it stands for those that it was made of.
+    # As soon as a merged part is there, it replaces its original parts.
     hidden = {old for new in names for old in merges.get(new, ())}
     return [name for name in names if name not in hidden]
 
 
 def settle(location: str) -> None:
-    """Completes what `raydistal compact` began, even if it was killed: deletes the parts that were merged."""
+    """Completes a `raydistal compact`, even one that was killed: deletes the parts that were merged."""
     files = set(storage.list_files(location))
     if MERGES in files:
         merges = _read_merges(location)
@@ -148,7 +148,7 @@ def read_table(location: str, made_by: str, columns: list[str] | None = None) ->
 
 
 def scan(location: str, made_by: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    """Name and rows of each part. Raises UserError like `open_table`, which takes 50 kB for each part that it saw."""
+    """Name and rows of each part. Raises UserError like `open_table`, which would hold 50 kB per part."""
     names = _existing_parts(location, made_by)
     for start in range(0, len(names), PARTS_AT_ONCE):
         some = names[start : start + PARTS_AT_ONCE]
@@ -173,7 +173,7 @@ def read_parts(location: str, names: Iterable[str], columns: list[str] | None = 
 def read_part(location: str, name: str, columns: list[str] | None = None, use_threads: bool = False) -> pa.Table:
     """A part of a table, or some of its columns. Raises FileNotFoundError, or ArrowInvalid if it is cut off."""
     filesystem, path = storage.resolve(storage.join(location, name))
-    # pq.read_table takes twice the time of this, of which there is some for each of 100,000 parts.
+    # pq.read_table takes twice the time, which matters for 100,000 parts.
     with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as part:
         return part.read(columns=columns, use_threads=use_threads)
 
@@ -194,12 +194,12 @@ def faces_info(run: str, with_crops: bool = False) -> dict[str, Any]:
 
 
 def crop_settings(info: dict[str, Any]) -> dict[str, Any]:
-    """Of the settings of a faces table (`faces_info`): those that decide which crops it holds."""
+    """Those settings of a faces table (`faces_info`) that decide its crops."""
     return {name: value for name, value in info["config"].items() if name not in OF_FEATURES}
 
 
 def read_ledger(location: str, config: Config) -> pa.Table:
-    """What an earlier run left: the columns video_id and status of every finished row.
+    """The columns video_id and status of every row that earlier runs finished.
 
     Removes what a killed writer left behind (unreadable and merged parts, temporary files); call it only as the table's
     writer.
@@ -215,7 +215,7 @@ def read_ledger(location: str, config: Config) -> pa.Table:
     def read(name: str) -> tuple[str, pa.Table] | None:
         try:
             return name, read_part(location, name, ["video_id", "status"])
-        except pa.ArrowInvalid as error:  # not Parquet to the end; a store that fails raises OSError and stops the job
+        except pa.ArrowInvalid as error:  # incomplete; a failing store raises OSError instead, which stops the job
             print(f"removed an unreadable part, its videos are done again: {name} ({error})", file=sys.stderr)
             storage.delete(storage.join(location, name))
             return None
@@ -230,7 +230,7 @@ def read_ledger(location: str, config: Config) -> pa.Table:
 
 def refuse_other_config(location: str, name: str, old: Config, new: Config) -> None:
     """Raises UserError, naming each setting that differs, unless both configs are the same."""
-    new = json.loads(json.dumps(new))  # as it comes back from a file: tuples are lists
+    new = json.loads(json.dumps(new))  # as it comes back from a file, with lists for tuples
     differing = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted({*old, *new})
@@ -249,7 +249,7 @@ def drop_failed(location: str, config: Config) -> int:
     names = part_names(location)
     for name, statuses in zip(names, read_parts(location, names, ["status"]), strict=True):
         if not (num := pc.sum(pc.invert(pc.is_in(statuses["status"], final))).as_py()):
-            continue  # not read whole: its crops are megabytes
+            continue  # not read in full: its crops are megabytes
         num_dropped += num
         table, part = read_part(location, name), storage.join(location, name)
         keep = table.filter(pc.is_in(table["status"], final))
@@ -271,7 +271,7 @@ def explode_faces(faces: pa.Table) -> pa.Table:
     for name in faces.column_names:
         if name not in lists:
             columns[name] = faces[name].take(rows)
-        elif not len(faces) or faces[name].null_count < len(faces):  # crops not kept: nulls, which have no items
+        elif not len(faces) or faces[name].null_count < len(faces):  # nulls (crops not kept) have no items
             columns[name] = pc.list_flatten(faces[name].combine_chunks())
     return pa.table(columns)
 
@@ -291,10 +291,10 @@ class Claim:
 
 @contextmanager
 def sole_writer(location: str) -> Iterator[Claim]:
-    """Holds the table for one writer by a file that is rewritten every 5 s.
+    """Claims the table for one writer by a file that is rewritten every 5 s.
 
-    A claim whose file has stopped changing for 20 s, or whose process on this host is gone, is taken over, so a killed
-    job can be continued. Needs no clock that agrees between hosts.
+    A claim is taken over if its file has not changed for 20 s, or its process on this host is gone, so a killed job can
+    be continued. The clocks of hosts need not agree.
 
     Raises:
         UserError: another process is writing the table, or it cannot be written at all.
@@ -314,7 +314,7 @@ def sole_writer(location: str) -> Iterator[Claim]:
         beat(0)
     except OSError as error:
         raise UserError(f"cannot write to {location}: {error}. Give an --out that you may write to.") from error
-    time.sleep(0.2)  # of two that start in the same moment, the one whose file was replaced gives way
+    time.sleep(0.2)  # if two start at the same moment, the one whose file was replaced gives way
     if _read_lock(location).get("owner") != claim.owner:
         raise UserError(f"{location} was claimed by another process at the same moment. Use another --out.")
     stop = threading.Event()
@@ -326,7 +326,7 @@ def sole_writer(location: str) -> Iterator[Claim]:
                 if _read_lock(location).get("owner") != claim.owner:
                     return
                 beat(number := number + 1)
-            except OSError as error:  # a store that is away for a moment: try again at the next beat
+            except OSError as error:  # the store may be away for a moment: try again at the next beat
                 print(f"raydistal: could not renew the claim on {location}: {error}", file=sys.stderr)
 
     thread = threading.Thread(target=keep_claim, daemon=True, name="sole_writer")
@@ -355,7 +355,7 @@ def _is_abandoned(held: Mapping[str, Any], location: str) -> bool:
     while time.monotonic() < deadline:
         time.sleep(min(1.0, BEAT_S / 2))
         if (now := _read_lock(location)) != held:
-            return not now  # it beats, or it has finished in the meantime
+            return not now  # it is alive, or it has finished in the meantime
     return True
 
 

@@ -1,4 +1,4 @@
-"""What a stranger must know of an exported detector: its model card, and an example that runs it.
+"""The model card of an exported detector, for people who do not know it, and an example that runs it.
 
 card.json, MODEL_CARD.md   use, data, how it came about, measurements, limits
 example.py                 scores pictures with the runtime alone
@@ -17,19 +17,19 @@ from raydistal.errors import UserError
 JSON, MARKDOWN, EXAMPLE = "card.json", "MODEL_CARD.md", "example.py"
 MEASURED = ("auc", "accuracy", "eer")  # of an evaluation, at video and frame level
 OF_VAL = ("val_loss", "val_accuracy", "val_auc")
-# Of a detector.json, what tells how the detector came about; an exported one repeats its parent's for the rest.
+# Keys of detector.json that say how the detector came about; all others of an exported detector are its parent's.
 OF_EXPORT = ("technique", "architecture", "num_params", "runtime", "precision")
 OF_TRAINING = ("technique", "architecture", "num_params", "recipe", "trainable", "teaching", "pruning", "cost")
 USE = (
-    "To rank pictures of single faces, or videos by the mean over their faces, by how likely they are fakes of the "
-    "kinds it has learnt from, for people who look at them again. It is no proof, and must not decide about people by "
-    "itself."
+    "To rank pictures of single faces, or videos by the mean over their faces, by how likely they are to be fakes "
+    "of the kinds it has learnt from, so that people can review them. It is no proof, and must not decide about people "
+    "by itself."
 )
 PROTOCOL = "Epoch and threshold were chosen on the split val, which shares no group (person, source) with train."
 NO_PROTOCOL = "There was no val split: the last epoch was kept, and the threshold was not chosen."
 LIMITS = (
-    "It knows the manipulations, people, cameras and compression of its training data; on others it can be wrong, and "
-    "sure of it.",
+    "It knows the manipulations, people, cameras and compression of its training data; on others it can be "
+    "confidently wrong.",
     "It looks at one face in one picture: not at motion, sound or context.",
     "Its probability is not calibrated for other data: choose a threshold on your own.",
     "Faces must be found and cropped as for its training: square, with the same margin.",
@@ -153,7 +153,7 @@ def _block(value: Any) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A value in one line that Markdown takes for text, whatever names are in it."""
+    """A value as one line of plain text: whatever is in a name, Markdown does not interpret it."""
     if value in (None, "", [], {}):
         return "\N{EN DASH}"
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
 """What a detector costs to run: parameters, multiply-accumulates, bytes, and time measured against a baseline.
 
-R rounds. In each, every detector takes its turn, in random order: what slows the machine down for a while slows down
-all of them, and ratios are of neighbours in time.
+R rounds. In each, every detector takes its turn, in random order: a busy spell of the machine slows down all of them,
+and ratios compare runs that are close in time.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ class Case(NamedTuple):
     """Something to time."""
 
     number: int
-    """Of the detector."""
+    """Index of the detector."""
     device: Device
     batch_size: int
 
 
 def describe(location: str) -> dict[str, Any]:
-    """What needs no stopwatch: architecture, input_px, model_id, runtime, precision, num_params, macs, size_mb.
+    """What needs no timing: architecture, input_px, model_id, runtime, precision, num_params, macs, size_mb.
 
     macs are those of the float network for one face, whatever the precision; size_mb is the file in 1e6 bytes.
 
@@ -94,7 +94,7 @@ def time_rounds(
 def summarise(rounds_ms: Sequence[Sequence[float]], baseline_ms: Sequence[Sequence[float]]) -> dict[str, float]:
     """median_ms, p10_ms and p90_ms over all runs of R rounds; ratio to the baseline, paired by round.
 
-    A round's ratio is that of its two medians; told are the median, lowest and highest of the R ratios.
+    A round's ratio is that of its two medians; returned are the median, lowest and highest of the R ratios.
     """
     low, median, high = np.percentile(np.concatenate(rounds_ms), [10, 50, 90])
     ratio_R = _medians(rounds_ms) / _medians(baseline_ms)

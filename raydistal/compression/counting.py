@@ -7,7 +7,7 @@ from raydistal.detector.zoo import Detector, dry_run
 
 
 def count_params(detector: Detector) -> int:
-    """Of all of its parameters, trainable or not."""
+    """Number of its parameters, trainable or not."""
     return sum(parameter.numel() for parameter in detector.parameters())
 
 

@@ -1,11 +1,11 @@
 """What teachers add to a student's loss: knowledge distillation (KD).
 
 soft         their probabilities (Hinton et al. 2015; thesis 5.8.1)
-rkd          how their embeddings of a batch lie to each other: distances and angles (Park et al. 2019)
+rkd          relations between their embeddings of a batch: distances and angles (Park et al. 2019)
 contrastive  their embeddings of real faces against the student's of real and of fake ones (CKD, equations 3 to 9)
 
 N faces, D numbers per embedding, A anchors (the real faces of N), K negatives, P numbers in the space of `Contrast`.
-All losses are computed in float32, outside of autocast: temperatures of 0.05 leave nothing of half precision.
+All losses are computed in float32, outside of autocast: for temperatures of 0.05, half precision is too coarse.
 """
 
 import math
@@ -136,7 +136,7 @@ class Contrast(nn.Module):
         super().__init__()
         self.student, self.teacher = nn.Linear(student_dim, PROJECTED), nn.Linear(teacher_dim, PROJECTED)
         self.negatives, self.tau, self.offset = negatives, tau, math.log(negatives / num_faces)
-        # No buffer: those are copied from process to process at every step.
+        # Not a buffer: DDP copies buffers between processes at every step.
         self._bank_BP = torch.zeros(bank, PROJECTED, device=device)
         self._num_pushed = 0
 
@@ -188,7 +188,7 @@ class Contrast(nn.Module):
         """Puts the fakes of all processes into the bank, in place of the oldest."""
         rows = torch.cat([learnt_NP, is_fake_N[:, None].float()], 1)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            of_all = [torch.empty_like(rows) for _ in range(dist.get_world_size())]  # in step: as many faces each
+            of_all = [torch.empty_like(rows) for _ in range(dist.get_world_size())]  # all have equally many faces
             dist.all_gather(of_all, rows)
             rows = torch.cat(of_all)
         fake_FP = rows[rows[:, -1] == 1, :-1]
@@ -199,7 +199,7 @@ class Contrast(nn.Module):
 
 
 class Panel:
-    """Teachers at work: they never learn.
+    """Runs the teachers, which are never trained.
 
     Args:
         detectors: moved to the device.
@@ -216,7 +216,7 @@ class Panel:
 
     @torch.no_grad()
     def __call__(self, crops: Mapping[int, npt.NDArray[Any]]) -> list[Outputs]:
-        """What each says, in float32, of the same N faces, given as (N, S, S, 3) for each of their sizes S."""
+        """Each teacher's outputs, in float32, for the same N faces, given as (N, S, S, 3) for each input size S."""
         said = []
         for detector in self.detectors:
             crops_NHWC = torch.tensor(crops[detector.input_px]).to(self.device)
@@ -228,7 +228,7 @@ class Panel:
 
 @torch.no_grad()
 def embedding_dim(detector: Detector) -> int:
-    """D, by a look: what timm says does not hold for pruned networks."""
+    """D, as measured: the number that timm gives is wrong for pruned networks."""
     was_training, size_px = detector.training, detector.input_px
     dim = outputs(detector.eval(), torch.zeros(1, size_px, size_px, 3)).embedding_ND.shape[1]
     detector.train(was_training)
@@ -236,14 +236,14 @@ def embedding_dim(detector: Detector) -> int:
 
 
 class Distillation(Lesson):
-    """The lesson of `Teaching`, for a student on its way.
+    """The lesson that `Teaching` describes, for one student in training.
 
     Args:
         teaching: as asked for.
         student_dim: D of the student.
         teacher_dims: D of each teacher.
-        num_faces: that are learnt from, on all processes together.
-        panel: the teachers, if they are to look at every face; None: `Batch.told` has what they said.
+        num_faces: training faces, on all processes together.
+        panel: live teachers, which see every face; None: their cached outputs are in `Batch.told`.
         device: "cpu" or "cuda".
         seed: of the projections.
     """
@@ -273,7 +273,7 @@ class Distillation(Lesson):
             )
 
     def begin_epoch(self) -> None:
-        """Empties the banks, our reading of "Reload M" in CKD's algorithm 1: no fake stays as an old student saw it.
+        """Empties the banks, our reading of "Reload M" in CKD's algorithm 1: no embedding of an old student stays.
 
         What lasts from epoch to epoch is in the parameters, and so in a checkpoint.
         """
@@ -281,7 +281,7 @@ class Distillation(Lesson):
             contrast.forget()  # type: ignore[operator]
 
     def listen(self, batch: Batch) -> list[Outputs]:
-        """What the teachers say, now or before; embeddings of 0 numbers where they were not read."""
+        """The teachers' outputs, live or cached; embeddings have 0 numbers where they were not read."""
         if self._panel:
             sizes_px = {detector.input_px for detector in self._panel.detectors}
             return self._panel({px: batch.told.get(f"crops_{px}", batch.crops_NHWC) for px in sizes_px})

@@ -1,7 +1,7 @@
 """A detector as one file that runs without PyTorch: ONNX, or ExecuTorch for mobile devices.
 
-The file takes uint8 crops as they come from a picture and normalises them itself, so nothing can be forgotten where it
-runs. N crops, S = input_px.
+The file takes uint8 crops as they come from a picture and normalises them itself, so that no preprocessing can be
+forgotten. N crops, S = input_px.
 """
 
 import logging
@@ -49,7 +49,7 @@ def export(detector: Detector, runtime: Runtime) -> Exported:
 def to_onnx(detector: Detector) -> bytes:
     """An ONNX file: input `crops` uint8 (N, S, S, 3), output `logit` float32 (N,), N chosen at each call."""
     num = torch.export.Dim("N", min=1, max=MAX_CROPS)
-    # Two, as of a single crop N would become 1 for good.
+    # Two: with a single crop, N would be fixed at 1.
     example = torch.zeros(2, detector.input_px, detector.input_px, 3, dtype=torch.uint8)
     with quiet(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
@@ -93,7 +93,7 @@ def check_parity(detector: Detector, model: Exported, seed: int = 0) -> dict[str
     gets no more than three digits right.
 
     Raises:
-        UserError: farther than rounding explains, or no numbers.
+        UserError: they differ by more than rounding explains, or are not finite.
     """
     rng = np.random.default_rng(seed)
     logits, expected = start(model), start(detector)
@@ -105,7 +105,7 @@ def check_parity(detector: Detector, model: Exported, seed: int = 0) -> dict[str
         logit_N = expected(crops_NHWC)
         error_N = np.abs(logits(crops_NHWC) - logit_N)
         relative = float(error_N.max() / max(1.0, np.abs(logit_N).max()))
-        if not relative <= TOLERANCE:  # nor NaN
+        if not relative <= TOLERANCE:  # true of NaN as well
             raise UserError(
                 f"the exported model does not say what {detector.architecture} says: logits differ by "
                 f"{error_N.max():.3g} for {num_crops} crops. It was not kept; use another --runtime or architecture."

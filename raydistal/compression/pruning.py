@@ -1,7 +1,7 @@
-"""Takes the channels away that a detector can best do without (structured pruning by Taylor importance).
+"""Structured pruning: removes the channels that a detector can best do without, by Taylor importance.
 
-C channels of a group: channels of several layers that can only go together, as additions and concatenations tie them.
-Which ones those are says Torch-Pruning (Fang et al. 2023, DepGraph).
+C channels of a group: channels of several layers that can only be removed together, as additions and concatenations
+couple them. Torch-Pruning finds the groups (Fang et al. 2023, DepGraph).
 """
 
 from collections import defaultdict
@@ -32,12 +32,12 @@ TOLERANCE = 0.01  # of the reference
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that go together, one of each member at a time."""
+    """C sets of channels over several layers; a set can only be removed as a whole."""
 
     root: nn.Module
     prune: Any  # Torch-Pruning's function for the root
     importance_C: npt.NDArray[np.float64]
-    members: list[tuple[nn.Module, str, Ints]]  # layer, "in" or "out", for each channel that goes: with which one
+    members: list[tuple[nn.Module, str, Ints]]  # layer, "in" or "out", and for each of its channels which of C
 
 
 def prune(
@@ -65,7 +65,7 @@ def prune(
         by layer (output channels before and after).
 
     Raises:
-        UserError: the ratio cannot be met within 1 %, the network cannot be pruned, or it says nothing of the faces;
+        UserError: the ratio cannot be met within 1 %, the network cannot be pruned, or its gradients are not finite;
             the message says what was reached and what to change.
     """
     if not 0 < ratio < 1:
@@ -84,7 +84,7 @@ def prune(
     detector.zero_grad(set_to_none=True)
     try:
         dry_run(detector)
-    except RuntimeError as error:  # it counts on its channels in its code, not only in its layers
+    except RuntimeError as error:  # its code relies on its numbers of channels, not only its layers
         raise UserError(f"{detector.architecture} cannot be pruned: {error}. Choose another --architecture.") from error
     after = count(detector)
     if after["params"] >= before["params"] or abs(after[of] - target) > TOLERANCE * reference:
@@ -113,8 +113,8 @@ def layer_widths(detector: Detector) -> dict[str, int]:
 
 
 def _accumulate_gradients(detector: Detector, batches: Iterable[Batch]) -> None:
-    """Of the labels' loss by every parameter, summed over the faces, with the statistics of training."""
-    detector.eval().requires_grad_(True)  # layers that want no gradients would be passed over
+    """Gradients of the loss on the labels, summed over the faces; batch norm uses its running statistics."""
+    detector.eval().requires_grad_(True)  # layers without gradients would be skipped
     detector.zero_grad(set_to_none=True)
     device = detector.get_buffer("_mean_C").device
     for batch in batches:
@@ -153,7 +153,7 @@ def _find_groups(detector: Detector) -> tuple[Any, list[Group]]:
     dead = [names[group.root] for group in groups if not np.isfinite(group.importance_C).all()]
     if dead:
         raise UserError(
-            f"{len(dead)} layers, such as {dead[0]}, have no finite influence on what the detector says of the faces: "
+            f"{len(dead)} layers, such as {dead[0]}, have no finite influence on the detector's logits: "
             "train it first, or prune another"
         )
     if not groups:
@@ -162,7 +162,7 @@ def _find_groups(detector: Detector) -> tuple[Any, list[Group]]:
 
 
 def _is_prunable(module: nn.Module) -> bool:
-    """Its shape manifest says all of it, or it has no weights."""
+    """True if a shape manifest can describe it in full, or it has no weights."""
     num_groups = getattr(module, "groups", 1)
     is_grouped = isinstance(module, nn.Conv2d) and num_groups > 1 and num_groups != module.in_channels
     return not is_grouped and bool(shapes.sizes(module) or not list(module.parameters(recurse=False)))
@@ -177,11 +177,11 @@ def _meet(
     of: Of,
     scope: Scope,
 ) -> tuple[int, list[Ints]]:
-    """What the channels are a multiple of, and the channels of each group to remove to come nearest to the target."""
+    """The multiple that channels are rounded to, and the channels of each group to remove to meet the target."""
     measure = _measure(detector, groups, before, of)
     reached = []
     for round_to in ROUND_TO:
-        low, high = 0.0, 1.0  # shares of channels, between which the target is met: fewer are left by a higher one
+        low, high = 0.0, 1.0  # bisection: the share of the channels to remove lies between these
         for _ in range(30):
             middle = (low + high) / 2
             is_above = measure(_lowest(groups, middle, scope, round_to)) > target
@@ -251,7 +251,7 @@ def _measure(
                 gone[layer, side] += int(is_gone_C[root_K].sum())
         return sum(count_layer(layer, *(size - gone[layer, side] for side, size in _ends(layer))) for layer in layers)
 
-    rest = before[of] - total([np.empty(0, np.int64)] * len(groups))  # what no channel changes
+    rest = before[of] - total([np.empty(0, np.int64)] * len(groups))  # what pruning does not change
     return lambda removed: rest + total(removed)
 
 
@@ -262,7 +262,7 @@ def _ends(layer: nn.Module) -> list[tuple[str, int]]:
 
 
 def _positions(detector: Detector) -> dict[nn.Module, int]:
-    """By layer, how often its weights are applied to one face: height x width of what it gives."""
+    """By layer, how often its weights are applied to one face: height x width of its output."""
     found: dict[nn.Module, int] = defaultdict(int)
 
     def note(layer: Any, _: Any, output: torch.Tensor) -> None:

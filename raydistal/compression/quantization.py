@@ -2,7 +2,7 @@
 
     int8          ONNX Runtime: activations u8, weights s8 per channel, ranges from calibration faces (MinMax).
     int8-dynamic  ONNX Runtime: ranges measured at each call. As small, but slower than float32: a baseline of size.
-    int8-qat      First trained on with the rounding simulated (torchao PT2E), towards what the float detector says.
+    int8-qat      First fine-tuned with simulated rounding (torchao PT2E), towards the float detector's probabilities.
     For ExecuTorch, int8 and int8-qat by the symmetric scheme of XNNPACK.
 
 N faces, S = input_px.
@@ -54,7 +54,7 @@ def quantize(
         learning_rate: of int8-qat.
 
     Raises:
-        UserError: the runtime is not installed, or the loss of int8-qat is no number.
+        UserError: the runtime is not installed, or the loss of int8-qat is not finite.
     """
     if precision == "int8-dynamic":
         return Exported(runtime, quantize_dynamic(to_onnx(detector)), detector.input_px)
@@ -66,8 +66,8 @@ def quantize(
         graph = _convert(trained or _observe(detector, _xnnpack(is_qat=False), calibration))
         return Exported(runtime, to_executorch(graph, detector.input_px), detector.input_px)
     if trained:
-        # Trained weights in the float network, quantized as ever, keep what was learnt (measured: they are as close to
-        # the float detector as the simulation), and run faster than the graph that torchao converts to.
+        # The trained weights are put into the float network, which is quantized as for int8: it is as close to the
+        # float detector as the simulation (measured), and faster than the graph that torchao converts to.
         detector, state = copy.deepcopy(detector), trained.state_dict()
         detector.load_state_dict({name: state[name] for name in detector.state_dict()})
     return Exported(runtime, quantize_static(to_onnx(detector), calibration), detector.input_px)
@@ -104,7 +104,7 @@ def quantize_dynamic(model: bytes) -> bytes:
 
 @contextmanager
 def _prepared(model: bytes) -> Iterator[tuple[Path, Path]]:
-    """The model with its shapes inferred and its constants folded, in a file; and a place for what is made of it."""
+    """The model with its shapes inferred and its constants folded, in a file; and a path for the quantized model."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with quiet(), tempfile.TemporaryDirectory() as folder:
@@ -131,8 +131,8 @@ def find_float_layers(model: bytes) -> list[str]:
 def simulate(detector: Detector, quantizer: Any) -> Any:
     """The detector as a graph that rounds as integers would, with gradients (torchao PT2E); parameters by their names.
 
-    It is traced in training mode, as its convolutions can be told from their batch norm only there, then put into
-    evaluation mode: what a detector has learnt for long, statistics of a few steps would spoil.
+    It is traced in training mode, where batch norm is still separate from the convolutions, then put into evaluation
+    mode: the statistics of a few steps would spoil those of the whole training.
     """
     with quiet():
         from torchao.quantization import pt2e
@@ -146,7 +146,7 @@ def train(simulated: Any, detector: Detector, batches: Iterable[Crops], learning
     """Trains the parameters of what `simulate` made towards the probabilities of the detector, by Adam.
 
     Raises:
-        UserError: the loss is no number.
+        UserError: the loss is not finite.
     """
     optimizer = torch.optim.Adam(simulated.parameters(), learning_rate)
     for crops_NHWC in batches:
@@ -191,7 +191,7 @@ def _observe(detector: Detector, quantizer: Any, calibration: Iterable[Crops]) -
 
 
 def _convert(prepared: Any) -> Any:
-    """A graph of integers."""
+    """The calibrated graph, converted to integer arithmetic."""
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
@@ -208,34 +208,34 @@ def _trace(detector: Detector, min_crops: int) -> Any:
     """The detector as a graph for any number of crops."""
     crops = torch.zeros(4, detector.input_px, detector.input_px, 3, dtype=torch.uint8)
     num = torch.export.Dim("N", min=min_crops, max=MAX_CROPS)
-    # Without guards: what was traced for training, where batch norm wants two crops, runs on one.
+    # Without guards, a graph that was traced in training mode, where batch norm needs two crops, also runs on one.
     return torch.export.export(detector, (crops,), dynamic_shapes=({0: num},)).module(check_guards=False)
 
 
 def drift(
     float_logit_N: Floats, int8_logit_N: Floats, label_N: npt.NDArray[np.int64], threshold: float
 ) -> dict[str, Any]:
-    """What changed from the float detector to the integer one, on faces that neither ranges nor weights came from.
+    """What changed from the float detector to the integer one, on faces used for neither calibration nor training.
 
     Returns:
-        num_faces; correlation, of the logits (None if one side says the same of all faces); max_change and mean_change,
+        num_faces; correlation, of the logits (None if either side is constant); max_change and mean_change,
         of P(fake); flips, the share of faces on the other side of `threshold`; auc_before, auc_after (None of a single
         class).
 
     Raises:
-        UserError: the conversion failed: no numbers, or other ones that hardly correlate.
+        UserError: the conversion failed: the logits are not finite, or hardly correlate.
     """
     is_varied = float_logit_N.std() > 0 and int8_logit_N.std() > 0
     correlation = float(np.corrcoef(float_logit_N, int8_logit_N)[0, 1]) if is_varied else None
     before_N, after_N = (np.exp(-np.logaddexp(0, -logit_N)) for logit_N in (float_logit_N, int8_logit_N))
     change_N = np.abs(after_N - before_N)
-    # Where hardly anything changed, a detector that knows little is not taken for a failure.
+    # Logits of a detector that has learnt little may not correlate though hardly anything changed: that is no failure.
     if not change_N.max() <= SMALL_CHANGE and not (correlation or 0) >= MIN_CORRELATION:
         said = "it says the same of all faces" if correlation is None else f"its logits correlate by {correlation:.2f}"
         if not np.isfinite(int8_logit_N).all():
             said = "it gives no numbers"
         raise UserError(
-            f"quantization failed: {said}, held against the float detector. It was not kept. Use more --calibration "
+            f"quantization failed: {said}, compared with the float detector. It was not kept. Use more --calibration "
             "faces, or --precision int8-qat."
         )
     has_both = len(np.unique(label_N)) == 2

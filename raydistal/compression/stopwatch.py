@@ -1,4 +1,4 @@
-"""How long a detector takes, in a process of its own: nothing of another model is in its caches, threads or allocators.
+"""Times a detector in a process of its own, so that no other model affects its caches, threads or allocators.
 
 `Stopwatch` starts the process, which loads the detector and then waits; `measure` has it run a few times.
 """
@@ -55,14 +55,14 @@ class Stopwatch:
 
 
 def serve(location: str, device: Device, num_threads: int) -> None:
-    """The life of the process: a line [batch_size, num_runs] in, a line of milliseconds out, until stdin closes."""
+    """The process: for each line [batch_size, num_runs] on stdin, a line of milliseconds, until stdin closes."""
     import numpy as np
     import torch
 
     from raydistal.detector import runtime
 
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # a library that prints must not end up in an answer
+    os.dup2(2, 1)  # what libraries print must not end up in an answer
     torch.set_num_threads(num_threads)
     model, _ = runtime.load(location)
     logits = runtime.start(model, device)
@@ -74,7 +74,7 @@ def serve(location: str, device: Device, num_threads: int) -> None:
         if batch_size not in crops:
             shape = (batch_size, model.input_px, model.input_px, 3)
             crops[batch_size] = rng.integers(0, 256, shape, dtype=np.uint8)
-            logits(crops[batch_size])  # the first time is for allocating
+            logits(crops[batch_size])  # the first run allocates memory
         logits(crops[batch_size])
         took = [_time(logits, crops[batch_size], device) for _ in range(num_runs)]
         print(json.dumps(took), file=answers, flush=True)

@@ -15,7 +15,7 @@ PROJECTED = 128  # numbers per face in the space where contrastive compares; CRD
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """What is learnt from which teachers. Without teachers: nothing."""
+    """Which teachers a student learns from, and how. Without teachers, there is no distillation."""
 
     teachers: tuple[str, ...] = ()
     """Detector directories. With several, losses are summed (CKD equation 10); soft averages their probabilities."""
@@ -55,7 +55,7 @@ class Teaching:
 
     @property
     def bank_mb(self) -> float:
-        """What the banks of all teachers take in each process, 1e6 bytes."""
+        """Memory of the banks of all teachers in each process, in 1e6 bytes."""
         return len(self.teachers) * self.bank * PROJECTED * 4 / 1e6 if self.kd == "contrastive" else 0.0
 
 
@@ -67,19 +67,19 @@ class Teacher(NamedTuple):
     input_px: int
 
     def table(self, run: str) -> str:
-        """Where `raydistal teach` puts what it says of the faces of a run: `schemas.teaching_schema`."""
+        """Where `raydistal teach` puts its outputs for the faces of a run: `schemas.teaching_schema`."""
         return storage.join(run, "teaching", self.model_id)
 
     def settings(self, faces: Mapping[str, Any]) -> dict[str, Any]:
-        """Of that table; `faces` is `_table.json` of the faces."""
+        """The settings of that table; `faces` is `_table.json` of the faces."""
         return {"model_id": self.model_id, "input_px": self.input_px, "faces": faces["fingerprint"]}
 
 
 def find_teachers(locations: Iterable[str]) -> list[Teacher]:
-    """Looks up who they are.
+    """Looks up the teachers at these locations.
 
     Raises:
-        UserError: one is no finished detector, is an exported one, or is the same as another.
+        UserError: one is not a finished detector, is an exported one, or is the same as another.
     """
     from raydistal.detector import checkpoint  # loads torch, which the command line must not
 

@@ -7,7 +7,7 @@ lora:R        the classifier and an update of rank R to every convolution and li
               `merge` adds to the weights. Depthwise and other grouped convolutions stay frozen.
 bottleneck:R  the classifier and a bottleneck of R channels behind every block (Houlsby et al. 2019): these stay
 
-Both kinds of adapters start as the identity: the detector says what it said before.
+Both kinds of adapters start as the identity, so they do not change the detector's outputs at first.
 """
 
 import re
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from raydistal.errors import UserError
 
-if TYPE_CHECKING:  # settings are checked before torch is needed
+if TYPE_CHECKING:  # settings are checked without loading torch
     import torch
     from torch import nn
 
     from raydistal.detector.zoo import Detector
 
 FORMS = re.compile(r"all|head|(last|lora|bottleneck):[1-9][0-9]{0,3}")
-ALPHA = 16  # of LoRA: its updates are multiplied by ALPHA / R, so that the rate need not change with R
+ALPHA = 16  # of LoRA: its updates are scaled by ALPHA / R, so that the learning rate need not change with R
 
 
 def check(trainable: str) -> None:
@@ -40,7 +40,7 @@ def is_bottleneck(text: str) -> bool:
 
 
 def fit(detector: "Detector", trainable: str, seed: int) -> set[str] | None:
-    """Puts adapters in, if they are asked for.
+    """Adds the adapters that `trainable` asks for, if any.
 
     Args:
         detector: changed in place; may be a pruned one.
@@ -51,7 +51,7 @@ def fit(detector: "Detector", trainable: str, seed: int) -> set[str] | None:
         The names of the parameters to train, for `zoo.train_only`; None: all.
 
     Raises:
-        UserError: another form, or the network cannot take it; the message says what to do.
+        UserError: the form is unknown, or the network cannot take it; the message says what to do.
     """
     import torch
 
@@ -79,7 +79,7 @@ def fit(detector: "Detector", trainable: str, seed: int) -> set[str] | None:
 
 
 def merge(detector: "Detector") -> None:
-    """Adds LoRA's updates to the weights and takes it out; bottlenecks stay, as they are no linear maps."""
+    """Adds LoRA's updates to the weights and removes its layers; bottlenecks stay, as they are not linear."""
     import torch
 
     for module in list(detector.network.modules()):
@@ -94,7 +94,7 @@ def merge(detector: "Detector") -> None:
 
 
 def add_bottlenecks(detector: "Detector", adapter: str) -> None:
-    """Puts 1x1 down, activation, 1x1 up behind every block, added to what comes out of it; up starts at zero.
+    """Adds a residual bottleneck (1x1 down, ReLU, 1x1 up) to the output of every block; up starts at zero.
 
     Args:
         detector: without adapters; on any device, meta too.
@@ -131,7 +131,7 @@ def _add_lora(detector: "Detector", rank: int) -> None:
     from timm.layers.conv2d_same import Conv2dSame
     from torch import nn
 
-    kinds = (nn.Conv2d, nn.Linear, Conv2dSame)  # not their other heirs: some change their weights on the way
+    kinds = (nn.Conv2d, nn.Linear, Conv2dSame)  # no subclasses: some transform their weights in forward
     classifier = detector.network.get_classifier()
     for module in list(detector.network.modules()):
         if type(module) not in kinds or getattr(module, "groups", 1) > 1 or module is classifier:
@@ -165,7 +165,7 @@ def _scale(up: Any) -> float:
 
 
 def _outputs(detector: "Detector") -> dict[Any, "torch.Tensor"]:
-    """What comes out of each block for one black face: (1, C, H, W) maps or (1, T, C) tokens."""
+    """The output of each block for one black face: (1, C, H, W) maps or (1, T, C) tokens."""
     import torch
     from torch import nn
 
@@ -190,21 +190,21 @@ def _outputs(detector: "Detector") -> dict[Any, "torch.Tensor"]:
 
 
 def _path(names: list[str], all_names: list[str]) -> str:
-    """Of the largest module that holds these parameters and no other; "" if there is none, as for most stems."""
+    """Path of the largest module with exactly these parameters; "" if there is none, as for most stems."""
     parents = names[0].split(".")[:-1]
     paths = (".".join(parents[:depth]) for depth in range(1, len(parents) + 1))
     return next((path for path in paths if {n for n in all_names if n.startswith(f"{path}.")} == set(names)), "")
 
 
 def _last(module: Any) -> Any:
-    """Nothing can be hung into a sequence: it would run as one more of its layers."""
+    """The last layer of a Sequential, to hold an adapter: in the Sequential itself it would run as one more layer."""
     from torch import nn
 
     return _last(module[-1]) if isinstance(module, nn.Sequential) else module
 
 
 def _is_layered(block: "nn.Module") -> bool:
-    """False for a lone norm."""
+    """False for a block that is only a norm."""
     from torch import nn
 
     return any(isinstance(layer, nn.Conv2d | nn.Linear) for layer in block.modules())

@@ -15,7 +15,7 @@ MAX_TURN_DEG = 10.0  # the thesis's
 JITTER = 0.2  # brightness, contrast and saturation are scaled by 1 +- this
 MAX_HUE_TURNS = 0.05
 
-# Ours, as are the ranges below: what happens to a video between its maker and its viewer.
+# Also ours: what a video may suffer between its maker and its viewer.
 DEGRADE_PROBABILITY = 0.3  # of each kind, independently
 MIN_SCALE = 0.4  # of the side of the crop
 BLUR_SIGMA_PX = (0.4, 2.0)
@@ -30,7 +30,7 @@ def augment(crop_HWC: crop.Image, rng: np.random.Generator, robust: bool = False
 
     Args:
         crop_HWC: RGB.
-        rng: advanced by as many numbers each time, whatever they turn out to be.
+        rng: each call draws the same number of values from it.
         robust: also lowers the resolution, blurs and compresses some crops, in this order.
     """
     is_mirrored = rng.random() < 0.5
@@ -73,7 +73,7 @@ def recolour(
 
 
 def degrade(crop_HWC: crop.Image, rng: np.random.Generator) -> crop.Image:
-    """Each with its own chance: fewer pixels, blur, JPEG compression."""
+    """Lower resolution, blur and JPEG compression, each at random and independent of the others."""
     is_shrunk, is_blurred, is_compressed = rng.random(3) < DEGRADE_PROBABILITY
     scale, sigma_px = rng.uniform(MIN_SCALE, 1), rng.uniform(*BLUR_SIGMA_PX)
     quality = int(rng.integers(*JPEG_QUALITY, endpoint=True))

@@ -51,7 +51,7 @@ def save(location: str, detector: Detector, about: Mapping[str, Any]) -> dict[st
         "num_params": sum(parameter.numel() for parameter in detector.parameters()),
         "digest": state_digest(state),
     }
-    content = itself | dict(about) | itself  # its own words first, whatever `about` says
+    content = itself | dict(about) | itself  # these keys come first, and `about` cannot change them
     storage.delete(storage.join(location, INFO))
     storage.write_bytes(storage.join(location, WEIGHTS), safetensors.torch.save(state))
     storage.write_bytes(storage.join(location, INFO), json.dumps(content, indent=1).encode())
@@ -59,7 +59,7 @@ def save(location: str, detector: Detector, about: Mapping[str, Any]) -> dict[st
 
 
 def fresh(detector: Detector) -> Detector:
-    """What the detector was before it was pruned, on the meta device: shapes alone."""
+    """The detector as it was before pruning, on the meta device: shapes only."""
     with torch.device("meta"):
         found = Detector(detector.architecture, detector.input_px)
         if detector.adapter:
@@ -71,8 +71,8 @@ def load(location: str) -> tuple[Detector, dict[str, Any]]:
     """The detector, in evaluation mode on the CPU, and the content of its detector.json.
 
     Raises:
-        UserError: a file is missing, damaged, of another format, or does not fit the other to the last bit, or the
-            detector was exported for another runtime; the message names it and says what to do.
+        UserError: a file is missing, damaged, of another format or not written with the other one, or the detector
+            was exported for another runtime; the message names it and says what to do.
     """
     about = read_about(location)
     if about["runtime"] != "torch":
@@ -104,7 +104,7 @@ def _build(location: str, about: Mapping[str, Any]) -> Detector:
     if about.get("shapes"):
         try:
             shapes.apply(detector.network, about["shapes"])
-            dry_run(detector)  # its layers fit each other
+            dry_run(detector)  # raises if the layers do not fit each other
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{storage.join(location, INFO)} is damaged: {error}. {AGAIN} {location}") from error
     return detector
@@ -136,12 +136,12 @@ IS_VALID: dict[str, Callable[[Any], bool]] = {
 
 
 def read_about(location: str) -> dict[str, Any]:
-    """The content of detector.json, without a look at the weights. Raises UserError as `load`."""
+    """The content of detector.json; the weights are not read. Raises UserError as `load`."""
     place = storage.join(location, INFO)
     try:
         about = json.loads(storage.read_bytes(place))
     except OSError as error:
-        raise UserError(f"no finished detector: cannot read {place}: {error}. Give a folder that it is in.") from error
+        raise UserError(f"no finished detector: cannot read {place}: {error}. Give a detector's folder.") from error
     except ValueError as error:  # not JSON, not UTF-8
         raise UserError(f"{place} is damaged: {error}. {AGAIN} FOLDER") from error
     found = about.get("format") if isinstance(about, dict) else None

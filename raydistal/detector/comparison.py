@@ -35,7 +35,7 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A trained detector and what it says of the test videos."""
+    """A trained detector and its results on the test videos."""
 
     row: Row
     """Of `schemas.COMPARISON`."""
@@ -54,7 +54,7 @@ class Draws(NamedTuple):
     """NaN where it is not defined: a resample without one of the classes has no AUC."""
     num_seeds: int
     num_groups: int
-    """Of AUC, those of the class that has fewer: see `count_groups`."""
+    """For AUC, those of the class that has fewer: see `count_groups`."""
 
     def minus(self, other: "Draws") -> "Draws":
         """The difference, resample by resample."""
@@ -69,10 +69,10 @@ class Draws(NamedTuple):
         return cls(float(value), value_B, num_seeds, num_groups)
 
     def interval(self, lowest: float, highest: float) -> tuple[float, float]:
-        """Ends of the 95 % percentile interval, within what is possible.
+        """Ends of the 95 % percentile interval, clipped to [lowest, highest].
 
-        If all resamples agree, they say nothing of what the test videos do not show. What happens in none of G groups
-        may still happen in up to 3 / G of all (rule of three; Hanley and Lippman-Hand 1983).
+        If all resamples agree, they say nothing about events that the test videos do not show. What happens in none
+        of G groups may still happen in up to 3 / G of all (rule of three; Hanley and Lippman-Hand 1983).
         """
         value_B = self.value_B[~np.isnan(self.value_B)]
         if not len(value_B):
@@ -86,7 +86,7 @@ class Draws(NamedTuple):
 def compare(
     tried: Sequence[Tried], label_V: Ints, group_id_V: npt.NDArray[np.object_], metric: Metric, margin: float
 ) -> dict[str, list[Row]]:
-    """What `comparison/_table.json` says of all detectors.
+    """The results over all detectors, as `comparison/_table.json` holds them.
 
     Returns:
         summary: a row per architecture and set: means over seeds, those of accuracy and AUC with 95 % intervals.
@@ -138,7 +138,7 @@ def resampled_weights(group_id_V: npt.NDArray[np.object_], num: int = NUM_RESAMP
 
 
 def count_groups(metric: Metric, label_N: Ints, group_id_N: npt.NDArray[np.object_]) -> int:
-    """Groups that a metric rests on; AUC, which needs both classes, on no more than the class with fewer has."""
+    """Number of groups that a metric rests on; for AUC, which needs both classes, that of the class with fewer."""
     if metric == "auc":
         return min(len(set(group_id_N[label_N == label])) for label in (0, 1))
     return len(set(group_id_N))
@@ -152,7 +152,7 @@ def measure(metric: Metric, label_V: Ints, some: Sequence[Tried], weight_BV: npt
 
 
 def mean_over_seeds(value_SB: Floats, num_groups: int, name: str) -> Draws:
-    """The mean of all trainings, and of trainings drawn anew for each resample of the videos.
+    """The mean over all trainings, and for each resample of the videos that over a new draw of trainings.
 
     S - 1 of the S are drawn, with replacement: that makes the variance of the mean unbiased (Rao and Wu 1988). With S
     drawn it would be too small by 1 / S, a third with 3 seeds. A single training is all that can be drawn.
@@ -160,7 +160,7 @@ def mean_over_seeds(value_SB: Floats, num_groups: int, name: str) -> Draws:
     Args:
         value_SB: from `measure`.
         num_groups: from `count_groups`.
-        name: of the set, from which the draws follow: seeds of different sets have nothing in common.
+        name: of the set; it seeds the draws, so that those of different sets are independent.
     """
     num_seeds, num_columns = value_SB.shape
     rng = np.random.default_rng(list(name.encode()))
@@ -170,7 +170,7 @@ def mean_over_seeds(value_SB: Floats, num_groups: int, name: str) -> Draws:
 
 
 def conclude(versus: Versus, low: float, high: float, margin: float) -> Verdict:
-    """What the interval of a difference (distilled minus other) says; against the full set, `margin` may be lost."""
+    """The verdict for an interval of a difference (distilled minus other); against "full", `margin` may be lost."""
     if versus == "full":
         return "non-inferior" if low > -margin else "inferior" if high < -margin else "cannot tell"
     return "better" if low > 0 else "worse" if high < 0 else "cannot tell"
@@ -181,8 +181,8 @@ def verdict(
 ) -> Row:
     """The verdict on one distilled set against one other: numbers, a word and a sentence.
 
-    `beats_chance`: at least one of the two sets taught something. Two that taught nothing are as good as each other,
-    which says nothing of how they were chosen.
+    `beats_chance`: detectors trained on at least one of the two sets beat chance. If neither set teaches anything, they
+    are equally good, which says nothing about how they were chosen.
     """
     low, high = difference.interval(-1.0, 1.0)
     enough = difference.num_groups >= MIN_GROUPS
@@ -196,7 +196,7 @@ def verdict(
         of_class = " of one class" if metric == "auc" else ""
         said.append(f"The test split has {difference.num_groups} groups{of_class}, at least {MIN_GROUPS} are needed.")
     if not beats_chance:
-        said.append("Trained on neither does it tell real from fake better than chance.")
+        said.append("Trained on neither set does it tell real from fake better than chance.")
     if difference.num_seeds == 1:
         said.append("With one seed, the variation from training to training is not covered.")
     return {

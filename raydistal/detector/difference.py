@@ -21,11 +21,10 @@ Weights = npt.NDArray[np.int16]
 
 
 def differences(before: Said, after: Said, margin: float) -> list[Row]:
-    """Rows of `schemas.DIFFERENCE`, without what is known of the detectors: accuracy and, with both classes, AUC.
+    """Rows of `schemas.DIFFERENCE`, without dataset and seen_*: accuracy and, with both classes, AUC.
 
-    The AUC of a method is that of its fakes against all real videos. A verdict needs 6 groups, and that one of the two
-    detectors tells the fakes from real ones better than chance: two that do not are as good as each other, which says
-    nothing.
+    The AUC of a method is that of its fakes against all real videos. A verdict needs 6 groups and a detector that beats
+    chance: two that do not are equally good, which says nothing.
     """
     weight_BV = resampled_weights(before.group_id_V)
     is_real_V = before.label_V == 0
@@ -48,7 +47,7 @@ def differences(before: Said, after: Said, margin: float) -> list[Row]:
 
 
 def _auc(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], bool]:
-    """That of both detectors, and whether one of them beats chance."""
+    """The AUC of both detectors, and whether at least one of them beats chance."""
     label_N, weight_BN = before.label_V[is_in_V], weight_BV[:, is_in_V]
     num_groups = count_groups("auc", label_N, before.group_id_V[is_in_V])
     one, other = (
@@ -58,7 +57,7 @@ def _auc(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple
 
 
 def _accuracy(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], Row]:
-    """That of both detectors, and the shares of decisions that turned right and wrong."""
+    """The accuracy of both detectors, and the shares of decisions that became right and wrong."""
     label_N, weight_BN = before.label_V[is_in_V], weight_BV[:, is_in_V]
     num_groups = count_groups("accuracy", label_N, before.group_id_V[is_in_V])
     one, other = (

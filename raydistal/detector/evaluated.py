@@ -1,4 +1,4 @@
-"""What `evaluate` wrote, read back: what a detector says of the videos of a run."""
+"""Reads back what `evaluate` wrote: the results of each detector on the videos of a run."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ Strings = npt.NDArray[np.object_]
 
 
 class Said(NamedTuple):
-    """Of V test videos, sorted by video_id: the same ones, in the same order, for every detector of an evaluation."""
+    """A detector's results on V test videos by video_id; all detectors of an evaluation have the same videos."""
 
     label_V: Ints
     method_V: Strings
@@ -41,7 +41,7 @@ class Evaluation:
         return {detector["location"]: detector["name"] for detector in self.info["detectors"]}
 
     def said(self, detector: str, data: str) -> Said:
-        """By the names of a detector and a run; videos are judged as the evaluation was asked to."""
+        """The results of a detector on a run, both given by name; videos are judged by the evaluation's settings."""
         place = storage.join(self.location, "scores", f"{detector}--{data}")
         scores = tables.read_table(place, "evaluate").sort_by("video_id").combine_chunks()
         config = self.info["config"]

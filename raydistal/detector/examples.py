@@ -1,8 +1,8 @@
 """What a detector learns from: which faces, in which order, as which pixels.
 
-N faces. A face is named by where it lies: the number of the part of the `faces` table, the row, the place in its lists.
-Faces are read a window at a time: the parts are shuffled, then the faces of each window. Reading single faces at random
-would read every part a hundred times.
+N faces. A face is identified by its place: the number of its part of the `faces` table, its row, its index in the
+lists. Faces are read a window at a time: first the parts are shuffled, then the faces of each window. Reading single
+faces at random would read every part a hundred times.
 """
 
 import hashlib
@@ -46,16 +46,16 @@ class Batch(NamedTuple):
     crops_NHWC: npt.NDArray[np.uint8]
     label_N: npt.NDArray[np.int64]
     told: Mapping[str, npt.NDArray[Any]] = {}
-    """For teachers: crops_S, the same pictures with S pixels a side; or by them, of each one from 0: logit_0 (N,) and
-    embedding_0 (N, D)."""
+    """For live teachers: crops_S, the same pictures with S pixels a side. From cached ones, numbered from 0: logit_0
+    (N,) and embedding_0 (N, D)."""
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """For `from_columns`."""
+        """All arrays by name, see `from_columns`."""
         return {"crops_NHWC": self.crops_NHWC, "label_N": self.label_N, **self.told}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """What `columns` gave."""
+        """The inverse of `columns`."""
         told = dict(columns)
         return cls(told.pop("crops_NHWC"), told.pop("label_N"), told)
 
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How many training faces are used. The choice is random, and nested: a smaller limit takes some of the same."""
+    """How many training faces are used. The choice is random and nested: a smaller limit chooses a subset."""
 
     max_faces: int = 0
     """In all, half of each class, fakes evenly from all methods (CKD section IV: 10, 100, 1000). 0: no limit."""
@@ -93,11 +93,11 @@ class Source:
     augments: bool
     robust: bool
     teacher_sizes_px: Sequence[int] = ()
-    """Of networks that see the training faces too: the very same pictures."""
+    """Input sizes of live teachers, which see the very same pictures."""
     teachings: Sequence[str] = ()
-    """Tables of what teachers said of the faces before, see `schemas.teaching_schema`."""
+    """Tables of cached teacher outputs, see `schemas.teaching_schema`."""
     with_embeddings: bool = False
-    """Of the teachers."""
+    """Read the teachers' embeddings as well as their logits."""
 
 
 def list_examples(location: str, parts: Sequence[str], videos: pa.Table) -> pa.Table:
@@ -106,7 +106,7 @@ def list_examples(location: str, parts: Sequence[str], videos: pa.Table) -> pa.T
         return EXAMPLES.empty_table()
     read = tables.read_parts(location, parts, ["video_id", "frame_index"])
     faces, num_P = pa.concat_tables(read), np.array([len(part) for part in read])
-    of_video_V = pc.index_in(faces["video_id"], value_set=videos["video_id"])  # in all at once: it hashes all `videos`
+    of_video_V = pc.index_in(faces["video_id"], value_set=videos["video_id"])  # once: each call hashes all `videos`
     part_V = np.repeat(np.arange(len(parts)), num_P)
     row_V = np.arange(len(faces)) - np.repeat(np.cumsum(num_P) - num_P, num_P)
     faces = faces.append_column("part", pa.array(part_V)).append_column("row", pa.array(row_V))
@@ -122,7 +122,7 @@ def list_faces(run: str, videos: pa.Table) -> pa.Table:
 
 
 def plain_source(run: str, size_px: int) -> Source:
-    """The faces of a run folder as they are, on whichever node."""
+    """The faces of a run folder, not augmented, by an absolute path for any node."""
     location = storage.absolute(storage.join(run, "faces"))
     parts = tables.part_names(location)
     return Source(location=location, parts=parts, size_px=size_px, seed=0, augments=False, robust=False)
@@ -174,9 +174,9 @@ def _rank_within(category_N: Ints, key_N: npt.NDArray[np.float64]) -> Ints:
 
 
 def shuffled_shares(part_N: npt.NDArray[np.int32], num_shares: int, seed: int, epoch: int) -> list[list[Ints]]:
-    """For each worker its windows of an epoch: row numbers of faces, in the order in which they are learnt.
+    """The windows of an epoch for each worker: row numbers of faces, in training order.
 
-    All shares have the same number of faces, as workers step together: up to num_shares - 1 faces are left out.
+    All workers get the same number of faces, as they step together: up to num_shares - 1 faces are left out.
     """
     rng = np.random.default_rng([seed, epoch])
     part_order = rng.permutation(int(part_N.max()) + 1)
@@ -187,7 +187,7 @@ def shuffled_shares(part_N: npt.NDArray[np.int32], num_shares: int, seed: int, e
 
 
 def plain_shares(num_faces: int, num_shares: int) -> list[list[Ints]]:
-    """For each worker its windows for measuring: every face once, in order."""
+    """The windows for measuring, for each worker: every face once, in order."""
     return [_windows(share) for share in np.array_split(np.arange(num_faces), num_shares)]
 
 
@@ -198,11 +198,11 @@ def _windows(share: Ints) -> list[Ints]:
 def load_window(
     source: Source, examples: pa.Table, window: Ints, epoch: int | None, threads: ThreadPoolExecutor | None = None
 ) -> Iterator[Batch]:
-    """The faces `window` of `examples`, in its order, some at a time; for training in `epoch`, None: for measuring.
+    """Yields the faces `window` of `examples` in order, some at a time; `epoch` is None when not training.
 
-    What a face looks like depends on the seed, the epoch and the face alone, not on who loads it. For training it may
-    be augmented, and comes with what teachers need. Where they want another size than the student, it is augmented at
-    the largest one and made smaller then.
+    What a face looks like depends on the seed, the epoch and the face alone, not on who loads it. Training faces may be
+    augmented, and come with what teachers need; if teachers take other sizes than the student, faces are augmented at
+    the largest size and then resized.
     """
     is_training = epoch is not None
     rows = examples.take(pa.array(window))
@@ -237,7 +237,7 @@ def every_face(source: Source, examples: pa.Table, threads: ThreadPoolExecutor |
 
 
 def _read(location: str, parts: Sequence[str], rows: pa.Table, column: str) -> Iterator[tuple[Ints, pa.Array]]:
-    """Part by part: which of `rows` are there, and their items of the table's list column."""
+    """For each part, the indices of the `rows` that lie in it, and their items of the list column."""
     part_N, row_N, place_N = (rows[name].to_numpy() for name in ("part", "row", "place"))
     for number in np.unique(part_N):
         here = np.flatnonzero(part_N == number)
@@ -247,7 +247,7 @@ def _read(location: str, parts: Sequence[str], rows: pa.Table, column: str) -> I
 
 
 def _read_teachings(source: Source, rows: pa.Table) -> dict[str, npt.NDArray[Any]]:
-    """`Batch.told`, as the teachers said it."""
+    """`Batch.told` with cached teacher outputs."""
     told: dict[str, npt.NDArray[Any]] = {}
     for number, location in enumerate(source.teachings):
         for name in ("logit", "embedding")[: 1 + source.with_embeddings]:
@@ -279,7 +279,7 @@ def _join(batches: list[Batch]) -> Batch:
 
 
 def fingerprint(examples: pa.Table) -> str:
-    """16 hexadecimal digits of which faces these are and what they are called, whatever their order or place."""
+    """16 hexadecimal digits that depend on the faces and their labels, not on their order or place."""
     digest_N = sample_key(examples["video_id"], examples["frame_index"].to_numpy(), 0)
     order = np.argsort(digest_N)
     content = digest_N[order].tobytes() + examples["label"].to_numpy()[order].tobytes()

@@ -1,10 +1,10 @@
 """How well the fakes of a method are found by detectors that did not learn from it.
 
-Of each architecture, some detectors learnt from all methods, others from all but one, with several seeds. They are
-measured as AUC of the fakes of each method against all real test videos. The gap of a method is what leaving it out
-changes: paired by the draws of test videos, hierarchical over seeds, as in `comparison`.
+For each architecture, some detectors learnt from all methods and others from all but one, with several seeds. Measured
+is the AUC of the fakes of each method against all real test videos. The gap of a method is the change in its AUC when
+it is left out; its interval is paired and hierarchical, as in `comparison`.
 
-S seeds, V test videos, N of them in a measure.
+S seeds, V test videos, N of them real or of the method tested.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ Key = tuple[str, str | None, str]  # architecture, method left out, method teste
 
 
 class Tried(NamedTuple):
-    """A trained detector and what it says of the test videos."""
+    """A trained detector and its results on the test videos."""
 
     architecture: str
     left_out: str | None
@@ -38,7 +38,7 @@ class Tried(NamedTuple):
 
 
 def generalise(tried: Sequence[Tried], margin: float) -> dict[str, list[Row]]:
-    """What `generalisation/_table.json` says of all detectors.
+    """The results over all detectors, as `generalisation/_table.json` holds them.
 
     Returns:
         matrix: a row per architecture, method left out (None: none) and method tested: mean AUC over seeds, interval.
@@ -106,8 +106,8 @@ def _sentence(
             f"The test split has {difference.num_groups} groups of one class, at least {MIN_GROUPS} are needed."
         )
     elif not is_unseen_found:
-        after = "Even after learning from them," if not is_seen_found else "Without,"
-        said.append(f"{after} it is not shown that they are told from real videos better than chance.")
+        who = "Detectors trained without them" if is_seen_found else "Even detectors trained on them"
+        said.append(f"{who} are not shown to beat chance on them.")
     if difference.num_seeds == 1:
         said.append("With one seed, the variation from training to training is not covered.")
     return " ".join(said)

@@ -1,4 +1,4 @@
-"""Where in a face a detector finds what speaks for fake: Grad-CAM++ (Chattopadhay et al. 2018) of its logit.
+"""Where in a face a detector finds evidence for fake: Grad-CAM++ (Chattopadhay et al. 2018) of its logit.
 
 For the last maps A (K channels) before pooling, the logit z of fake and its gradient g = dz/dA, with Y = exp(z) as in
 the paper (its equations 19, 10 and 11; the derivatives of Y are Y g, Y g^2 and Y g^3, and Y drops out):
@@ -7,7 +7,7 @@ the paper (its equations 19, 10 and 11; the derivatives of Y are Y g, Y g^2 and 
     w_k       = sum_ij alpha_kij relu(g_kij)
     heat_ij   = relu(sum_k w_k A_kij), divided by the largest of the face
 
-So a map says where, not how much: the strongest place of a face is 1 even if all of the face speaks for real.
+So a map says where, not how much: its maximum is 1 even where the detector is sure that the face is real.
 
 N crops of S pixels a side, S = input_px; h, w cells of a map; C channels.
 """
@@ -27,19 +27,19 @@ from raydistal.errors import UserError
 
 
 class Heatmaps:
-    """(N, S, S, 3) uint8 crops to (N, h, w) maps from 0 to 1 of what speaks for fake.
+    """(N, S, S, 3) uint8 crops to (N, h, w) maps from 0 to 1 of the evidence for fake.
 
-    h and w are the cells of the network's last maps, few: 7 by 7 for most networks and crops of 224 pixels. Only what
-    follows the maps is differentiated, so a map costs little more than a probability.
+    h and w are those of the network's last feature maps: 7 by 7 for most networks and crops of 224 pixels. Only the
+    layers after these maps are differentiated, so a heatmap costs little more than a probability.
 
     Args:
-        detector: any whose network gives maps; pruned and adapted ones too. Moved to the device and put into
+        detector: a convolutional one, pruned and adapted ones included. Moved to the device and put into
             evaluation mode.
         device: "cpu" or "cuda", see `runtime.start`.
-        batch_size: crops that go through the network together.
+        batch_size: crops per forward pass.
 
     Raises:
-        UserError: the network has no maps before its classifier, as transformers.
+        UserError: the network has no maps before its classifier, such as a transformer.
     """
 
     def __init__(self, detector: Detector, device: str = "cpu", batch_size: int = 64) -> None:
@@ -50,14 +50,14 @@ class Heatmaps:
         self.shape: tuple[int, int] = (heat_1hw.shape[1], heat_1hw.shape[2])
 
     def __call__(self, crops_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The maps, (N, h, w). A face where nothing speaks for fake has a map of zeros."""
+        """The maps, (N, h, w). A face without evidence for fake has a map of zeros."""
         return self.explain(crops_NHWC)[1]
 
     def explain(self, crops_NHWC: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """(N,) probabilities of fake and the (N, h, w) maps.
 
         Raises:
-            UserError: as `enough_memory`.
+            UserError: the device runs out of memory; the message says what to lower.
         """
         num = len(crops_NHWC)
         probability_N, heat_Nhw = np.empty(num, np.float32), np.empty((num, *self.shape), np.float32)
@@ -90,8 +90,8 @@ class Heatmaps:
 
 def grad_cam_pp(maps_NCHW: torch.Tensor, gradient_NCHW: torch.Tensor) -> torch.Tensor:
     """The module's equations: maps A and gradients g to heat, (N, h, w)."""
-    # Without the relus alpha would have a pole where g or the sum of A is negative. Where g is, w_k gains nothing; the
-    # paper's maps are never negative, those of SiLU are.
+    # Without the relus, alpha would have a pole where g or the sum of A is negative. Negative g adds nothing to w_k
+    # anyway; the paper's maps (ReLU) are never negative, those of SiLU are.
     alpha_NCHW = 1 / (2 + gradient_NCHW.relu() * maps_NCHW.sum((2, 3), keepdim=True).relu())
     weight_NC11 = (alpha_NCHW * gradient_NCHW.relu()).sum((2, 3), keepdim=True)
     heat_Nhw = (weight_NC11 * maps_NCHW).sum(1).relu()

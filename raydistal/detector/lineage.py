@@ -1,4 +1,4 @@
-"""What a detector has learnt from: its own data, that of what it started from, and that of its teachers."""
+"""What a detector has learnt from: its own data, and that of its ancestors and teachers."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ from raydistal.errors import UserError
 
 
 class Learnt(NamedTuple):
-    """Names, as detectors tell them."""
+    """The names of what a detector learnt from, as detector.json records them."""
 
     datasets: frozenset[str]
     methods: frozenset[str]
-    """Of the fakes."""
+    """Those of the fakes."""
     is_all: bool
-    """False if some of it cannot be known: an ancestor is gone or tells nothing, so what is not named may be known."""
+    """False if an ancestor is gone or records nothing: the detector may have learnt from more than is named."""
 
     def has_seen(self, datasets: Sequence[str], method: str | None = None) -> bool | None:
         """Whether it learnt from one of the datasets, and from fakes of the method there; None: cannot be known."""
@@ -27,14 +27,14 @@ class Learnt(NamedTuple):
 
 
 def ancestor(location: str, about: dict[str, Any]) -> dict[str, str]:
-    """How detector.json names what a detector was made from; `about` is what the ancestor says of itself."""
+    """The entry for an ancestor in a detector.json; `about` is the content of the ancestor's own detector.json."""
     return {"location": storage.absolute(location), "model_id": checkpoint.model_id(about)}
 
 
 def learnt_from(about: dict[str, Any], descendants: frozenset[str] = frozenset()) -> Learnt:
-    """From the content of detector.json, and of those of its ancestors, which are read.
+    """What a detector learnt from, by the content of its detector.json and by those of its ancestors, which are read.
 
-    `descendants`: locations on the way to it. One that names itself as its ancestor is not followed in circles.
+    `descendants`: locations of the detectors that led here, so that circular ancestry is not followed for ever.
     """
     data = about.get("data", {})
     is_all = {"dataset", "methods"} <= data.keys() and "parent" in about
@@ -47,9 +47,9 @@ def learnt_from(about: dict[str, Any], descendants: frozenset[str] = frozenset()
 
 
 def trained_on(own: pa.Table, ancestors: Iterable[str]) -> pa.Table:
-    """`own` (TRAINED_ON), and the other videos that these detectors, parent or teachers, had learnt from before.
+    """`own` (TRAINED_ON), and the other videos that the ancestors, parent or teachers, had learnt from.
 
-    A student is not to be tested on them either: what its teacher knows by heart it hands on.
+    A student must not be tested on them either: a teacher hands on what it has memorised.
     """
     for location in ancestors:
         place = storage.join(location, "trained_on")
@@ -61,7 +61,7 @@ def trained_on(own: pa.Table, ancestors: Iterable[str]) -> pa.Table:
 
 
 def _learnt_by(earlier: dict[str, str], descendants: frozenset[str]) -> Learnt:
-    """Nothing is known of one that is gone, or was replaced by another."""
+    """What an ancestor learnt from; unknown if it is gone or was replaced by another detector."""
     location = earlier["location"]
     try:
         about = {} if location in descendants else checkpoint.read_about(location)

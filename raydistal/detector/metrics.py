@@ -1,4 +1,4 @@
-"""How good a detector is, from its probabilities, with intervals that know which videos belong together.
+"""Metrics of a detector from its probabilities, with intervals that take account of groups of videos.
 
 N rows (videos or frames), V videos, B resamples, U distinct probabilities. label 1 = fake, the positive class; a row is
 called fake when its probability is above the threshold.
@@ -28,7 +28,7 @@ CLIP = 1e-7  # log-loss: probabilities stay this far from 0 and 1, so one certai
 NUM_BINS = 15  # ECE, as Guo et al. 2017
 NUM_POINTS = 200  # of a curve
 SAME = 1e-9  # values of resamples that differ by no more are the same, but for rounding
-CHUNK = 1 << 20  # weights at a time: 8 MB, near the processor
+CHUNK = 1 << 20  # weights at a time: 8 MB, which fit into the cache
 
 
 class Measured(NamedTuple):
@@ -47,7 +47,7 @@ def aggregate(frame_probability_N: Floats, video_N: Ints, num_videos: int, how: 
 
     mean, max, or confident, after the winner of the DFDC (selimsef): if more than 40 % of the frames have p > 0.8, the
     mean of those; else if more than 90 % have p < 0.2, the mean of those; else the mean. The winner, with 32 frames,
-    also asks for 12 with p > 0.8; here it is two, so that no frame speaks alone for a video that has another.
+    also requires 12 with p > 0.8; here it is two, so that one of several frames never decides alone.
 
     Args:
         frame_probability_N: frames of all videos.
@@ -78,7 +78,7 @@ def aggregate(frame_probability_N: Floats, video_N: Ints, num_videos: int, how: 
 def choose_threshold(label_N: Ints, probability_N: Floats) -> float:
     """The threshold of the best balanced accuracy (the largest Youden's J); of equals, the one nearest to 0.5.
 
-    Halfway between neighbouring probabilities, of which 0 and 1 are always two. Rows of NaN are left out.
+    It lies halfway between neighbouring probabilities, among which 0 and 1 always count. Rows of NaN are left out.
 
     Raises:
         ValueError: one of the classes is missing.
@@ -94,7 +94,7 @@ def choose_threshold(label_N: Ints, probability_N: Floats) -> float:
         np.searchsorted(np.sort(probability_N[label_N == label]), threshold_T, side="right") for label in (0, 1)
     )
     num_real, num_fake = np.bincount(label_N)
-    score_T = num_real_T * num_fake - num_fake_T * num_real  # J in whole numbers: ties are ties
+    score_T = num_real_T * num_fake - num_fake_T * num_real  # J scaled to whole numbers: ties are exact
     best_T = threshold_T[score_T == score_T.max()]
     return float(best_T[np.argmin(np.abs(best_T - 0.5))])
 
@@ -187,7 +187,7 @@ def measure_slices(
     Returns:
         The metrics, and the number of resamples without both classes, in which what needs both is not defined.
     """
-    order = np.argsort(-_unsure_as_half(probability_N), kind="stable")  # once: sorting again what is sorted is quick
+    order = np.argsort(-_unsure_as_half(probability_N), kind="stable")  # once, as sorting sorted rows again is quick
     label_N, probability_N, video_N = label_N[order], probability_N[order], video_N[order]
     method_N = np.array([method or "unknown" for method in method_N[order]], object)
     methods = np.unique(method_N[label_N == 1])
@@ -252,10 +252,10 @@ def reliability(label_N: Ints, probability_N: Floats, num_bins: int = NUM_BINS) 
 
 
 class _Ranked(NamedTuple):
-    """Rows by falling probability; sums of weights above each of the distinct ones, from (B, 0) = 0 to all."""
+    """Rows by falling probability, and cumulative weights by distinct probability, preceded by a column of zeros."""
 
     order_N: Ints
-    rank_N: Ints  # which of the distinct probabilities, of the rows in their order
+    rank_N: Ints  # number of the distinct probability of each row, in that order
     real_BU: Float64s
     fake_BU: Float64s
 
@@ -308,7 +308,7 @@ def _chunks(weight_BV: Weights, video_N: Ints | None = None) -> Iterator[Float64
 
 
 def _is_called_fake(label_N: Ints, probability_N: Floats, threshold: float) -> npt.NDArray[np.bool_]:
-    probability_N = probability_N.astype(np.float64)  # compared in float32, a threshold between neighbours is lost
+    probability_N = probability_N.astype(np.float64)  # in float32, a threshold between neighbours would be lost
     return np.asarray(np.where(np.isnan(probability_N), label_N == 0, probability_N > threshold))
 
 

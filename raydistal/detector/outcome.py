@@ -38,24 +38,24 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a detector says of V videos, at frame and at video level."""
+    """A detector's results on V videos."""
 
     levels: dict[str, Level]
-    """video and frame."""
+    """By name: video and frame."""
     video_id_V: pa.ChunkedArray
     label_V: Ints
     probability_V: Floats
     """NaN without a face."""
     frame_index_N: npt.NDArray[np.int32]
-    """Of the frames in their level."""
+    """Of the rows of the level frame."""
 
     @property
     def num_without_faces(self) -> int:
-        """Videos."""
+        """Number of videos without a face."""
         return int(np.isnan(self.probability_V).sum())
 
     def worst(self, num: int) -> list[dict[str, Any]]:
-        """The worst frames of the videos that are called wrong: video_id, frame_index, label, probability."""
+        """The worst frames of up to `num` misclassified videos: video_id, frame_index, label, probability."""
         frame, threshold = self.levels["frame"], self.levels["video"].threshold
         rows = metrics.worst_frames(
             self.label_V, self.probability_V, threshold, frame.probability_N, frame.video_N, num
@@ -74,7 +74,7 @@ class Outcome:
 def outcome_of(
     videos: pa.Table, scores: pa.Table, aggregate: Aggregate, threshold: Mapping[str, Any], skips_no_face: bool
 ) -> Outcome:
-    """The outcome for all videos, or for those with a face.
+    """Both levels: the frames of all videos, and the videos, of which those without a face may be left out.
 
     Args:
         videos: video_id, label, method.

@@ -1,4 +1,4 @@
-"""How a detector learns: the training settings of the papers, by name, and what follows from them step by step.
+"""The training settings of the papers, by name, and the learning rate and trainable layers that follow from them.
 
 A recipe is changed with `dataclasses.replace`.
 """
@@ -51,7 +51,7 @@ class Recipe:
             raise UserError(f"need at least 1 epoch and 1 face per batch, not {self.epochs} and {self.batch_size}")
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result of a training: everything but the note."""
+        """The settings that decide the result of a training: all fields but the note."""
         return {name: value for name, value in asdict(self).items() if name != "note"}
 
 

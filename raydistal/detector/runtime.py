@@ -1,4 +1,4 @@
-"""Detectors at work: in PyTorch, or from one file without it, as `raydistal export` writes them.
+"""Runs detectors: in PyTorch, or without it from the single file that `raydistal export` writes.
 
     model.onnx | model.pte   (N, S, S, 3) crops to (N,) logits of fake, normalisation included; .pte takes N = 1
     detector.json            as of a trained detector, with `runtime` and `precision`; its digest is that of the file
@@ -33,7 +33,7 @@ NO_EXECUTORCH = "the runtime executorch is not installed here. Run: pip install 
 
 @dataclass(frozen=True)
 class Exported:
-    """A detector that needs no PyTorch. Goes to other processes as its file."""
+    """A detector that needs no PyTorch, as the bytes of its file, which can be sent to other processes."""
 
     runtime: Runtime
     content: bytes
@@ -41,7 +41,7 @@ class Exported:
 
 
 def save(location: str, model: Exported, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the model and detector.json, last, as `checkpoint.save` does; returns the content of the latter."""
+    """Writes the model, then detector.json, as `checkpoint.save` does; returns the content of detector.json."""
     content = {"format": checkpoint.FORMAT} | dict(about)
     content |= {"input_px": model.input_px, "runtime": model.runtime, "digest": _digest(model.content)}
     storage.delete(storage.join(location, checkpoint.INFO))
@@ -82,8 +82,8 @@ def start(model: Detector | Exported, device: str = "cpu") -> Logits:
 
     Args:
         model: a Detector is moved to the device and put into evaluation mode.
-        device: "cpu" computes in float32; "cuda", of a Detector, in bfloat16 where it is native, else in float16. An
-            exported one runs on CUDA where its runtime can.
+        device: on "cuda", a Detector computes in bfloat16 where it is native, else in float16; on "cpu" in float32. An
+            exported model runs on CUDA where its runtime can.
 
     Raises:
         UserError: its runtime is not installed.
@@ -94,7 +94,7 @@ def start(model: Detector | Exported, device: str = "cpu") -> Logits:
 
 
 def mixed_precision(device: torch.device) -> tuple[contextlib.AbstractContextManager[object], torch.dtype]:
-    """A context in which networks compute in bfloat16 where it is native, else in float16; on the CPU nothing."""
+    """A context in which networks compute in bfloat16 where it is native, else in float16; on the CPU no change."""
     if device.type != "cuda":
         return contextlib.nullcontext(), torch.float32
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -120,7 +120,7 @@ def _start_onnx(model: Exported, device: str) -> Logits:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would spin where others decode
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would spin on CPUs that decode
     wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
     providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in onnxruntime.get_available_providers()]
     session = onnxruntime.InferenceSession(model.content, options, providers=providers)

@@ -1,4 +1,4 @@
-"""From encoded crops to probabilities, the same for evaluating and for detecting.
+"""Turns encoded crops into probabilities, in the same way for evaluating and for detecting.
 
 N crops, S pixels a side.
 """
@@ -19,7 +19,7 @@ from raydistal.faces import crop
 def decode_crops(
     images: Sequence[bytes], sizes_px: Sequence[int]
 ) -> tuple[dict[int, npt.NDArray[np.uint8]], list[int]]:
-    """The crops (N, S, S, 3) by each of the sizes, and their places in `images`: what is no image is left out."""
+    """The (N, S, S, 3) crops for each size S, and their places in `images`; what is not an image is left out."""
     found: dict[int, list[crop.Image]] = {size_px: [] for size_px in sizes_px}
     places = []
     for place, image in enumerate(images):
@@ -44,12 +44,12 @@ def enough_memory(batch_size: int) -> Iterator[None]:
 
 
 class Scorer:
-    """A detector at work: (N, S, S, 3) crops to (N,) probabilities of fake.
+    """Runs a detector: (N, S, S, 3) crops to (N,) probabilities of fake.
 
     Args:
         model: trained or exported, see `runtime.start`.
         device: "cpu" or "cuda".
-        batch_size: crops that go through the network together.
+        batch_size: crops per forward pass.
     """
 
     def __init__(self, model: Detector | Exported, device: str = "cpu", batch_size: int = 64) -> None:
@@ -57,11 +57,11 @@ class Scorer:
         self.logits = start(model, device)
 
     def __call__(self, crops_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Raises UserError as `enough_memory`."""
+        """Raises UserError if the device runs out of memory; the message says what to lower."""
         probability_N = np.empty(len(crops_NHWC), np.float32)
         for begin in range(0, len(crops_NHWC), self.batch_size):
             some = slice(begin, begin + self.batch_size)
             with enough_memory(self.batch_size):
                 logit_N = self.logits(crops_NHWC[some]).astype(np.float64)
-            probability_N[some] = np.exp(-np.logaddexp(0, -logit_N))  # the sigmoid, for any size
+            probability_N[some] = np.exp(-np.logaddexp(0, -logit_N))  # a sigmoid that does not overflow
         return probability_N

@@ -1,6 +1,6 @@
 """How the layers of a pruned network differ from those of a fresh one, as JSON: its shape manifest.
 
-With it and the weights a pruned network is made again, without the library that pruned it and without pickle.
+With it and the weights a pruned network can be rebuilt, without the pruning library and without pickle.
 """
 
 from typing import Any
@@ -37,12 +37,12 @@ def apply(network: nn.Module, shapes: Any) -> None:
     """Gives a fresh network these shapes; the tensors concerned become uninitialised.
 
     Raises:
-        ValueError: they are not what `read` gives for the network; the message says where. No larger than the fresh
-            network in any case: pruning takes away.
+        ValueError: they are not what `read` gives for the network, or larger than the fresh network; the message says
+            where.
     """
     modules = dict(network.named_modules())
     if not isinstance(shapes, dict):
-        raise ValueError("shapes are no object")
+        raise ValueError("shapes are not an object")
     for name, changed in shapes.items():
         module = modules.get(name, nn.Identity())
         old = sizes(module)
@@ -56,7 +56,7 @@ def apply(network: nn.Module, shapes: Any) -> None:
 
 
 def _resize(module: nn.Module) -> None:
-    """New tensors as the sizes say."""
+    """Gives the module empty tensors of its present sizes."""
     if isinstance(module, nn.Conv2d):
         if module.in_channels % module.groups or module.out_channels % module.groups:
             raise ValueError(f"shapes: {module} has groups of unequal size")
@@ -67,5 +67,5 @@ def _resize(module: nn.Module) -> None:
         size = weight_size if name == "weight" else weight_size[:1]
         setattr(module, name, nn.Parameter(parameter.detach().new_empty(size)))
     for name, buffer in list(module.named_buffers(recurse=False)):
-        if buffer.ndim:  # statistics, not their number of batches
+        if buffer.ndim:  # the running statistics, not the count of batches
             setattr(module, name, buffer.new_empty(weight_size))

@@ -1,4 +1,4 @@
-"""What a distilled set is held against: subsets with as many real and as many fake videos, chosen without looking.
+"""Baselines for a distilled set: subsets with as many real and as many fake videos, chosen by simple rules.
 
 V training videos.
 """
@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.integer]
 
 
 def control(videos: pa.Table, num_faces_V: Ints, like: pa.Table, kind: Control, seed: int = 0) -> pa.Table:
-    """As many real and as many fake of `videos` as there are in `like`, so that only which ones differs.
+    """A subset of `videos` with as many real and fake ones as `like`, so that the two differ by the choice alone.
 
     Smaller controls are subsets of larger ones. Videos without a face come last in both orders: they would make the
     control smaller than it says.
@@ -31,8 +31,8 @@ def control(videos: pa.Table, num_faces_V: Ints, like: pa.Table, kind: Control, 
         videos: `schemas.VIDEOS` of training; label is 0 or 1.
         num_faces_V: faces found in each.
         like: the distilled set; label is 0 or 1.
-        kind: "random": in an order of its own for every seed; "frame_count": those with most faces first, which a
-            ranking by frequency favours whatever else it does; equals in an order by hash.
+        kind: "random": in a new order for every seed; "frame_count": those with most faces first, which any ranking by
+            frequency tends to favour; ties in an order by hash.
         seed: of the random order.
 
     Returns:
@@ -40,7 +40,7 @@ def control(videos: pa.Table, num_faces_V: Ints, like: pa.Table, kind: Control, 
     """
     num_L = np.bincount(like["label"].to_numpy(), minlength=2)
     seed = seed if kind == "random" else 0
-    key_V = sample_key(videos["video_id"], np.full(len(videos), -1), seed)  # no frame has this number, nor its key
+    key_V = sample_key(videos["video_id"], np.full(len(videos), -1), seed)  # no frame has number -1
     first_V = num_faces_V == 0 if kind == "random" else -num_faces_V
     order_V = np.lexsort((key_V, first_V))
     label_V = videos["label"].to_numpy()[order_V]

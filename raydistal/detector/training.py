@@ -1,7 +1,7 @@
-"""How a detector learns: epochs over batches, measured on val after each, the best one kept.
+"""Trains a detector: epochs over batches, measured on val after each; the best epoch is kept.
 
-All that changes is in `Training.state()`, so a run that was killed goes on from its last finished epoch, to the bit as
-if nothing had happened (on CPU; on CUDA the order of sums is not fixed).
+`Training.state()` holds all that changes, so a killed run resumes from its last finished epoch, with the same bits as
+if it had not been killed (on the CPU; on CUDA the order of sums is not fixed).
 """
 
 import contextlib
@@ -30,43 +30,43 @@ Floats = npt.NDArray[np.float64]
 
 
 class Outputs(NamedTuple):
-    """What a network makes of N faces."""
+    """A network's outputs for N faces."""
 
     logit_N: torch.Tensor
     embedding_ND: torch.Tensor
-    """What its classifier sees."""
+    """The input of the classifier."""
 
 
 class Lesson(nn.Module, ABC):
-    """What a detector learns from others than the labels. Its parameters are trained along, and left behind.
+    """What a detector learns from besides the labels. Its own parameters are trained as well, and then discarded.
 
-    Processes learn the same lesson, each from its faces; the gradients of its parameters are averaged over them.
+    In a process group, the gradients of these parameters are averaged like those of the detector.
     """
 
     @abstractmethod
     def begin_epoch(self) -> None:
-        """Forgets what was only of the last epoch: a lesson goes on from its parameters alone."""
+        """Drops all state of the last epoch but the parameters, which alone are in a checkpoint."""
 
     @abstractmethod
     def listen(self, batch: Batch) -> Sequence[Outputs]:
-        """What the teachers say of the faces."""
+        """The teachers' outputs for the faces."""
 
     @abstractmethod
     def forward(
         self, hard_loss: torch.Tensor, student: Outputs, label_N: torch.Tensor, teachers: Sequence[Outputs]
     ) -> torch.Tensor:
-        """The loss, a mean over the faces; depends on all parameters, whatever the faces.
+        """The loss, a mean over the faces. Must always depend on every parameter, as DDP waits for all gradients.
 
         Args:
-            hard_loss: that of the labels.
-            student: in float32, as all the others.
+            hard_loss: loss on the labels.
+            student: in float32, like all other inputs.
             label_N: 1.0 fake, 0.0 real.
             teachers: from `listen`.
         """
 
 
 def outputs(detector: Detector, crops_NHWC: torch.Tensor) -> Outputs:
-    """(N,) logits and (N, D) embeddings of (N, S, S, 3) crops, by one pass; under autocast in its precision."""
+    """(N,) logits and (N, D) embeddings of (N, S, S, 3) crops from one pass; under autocast, in its precision."""
     seen: list[torch.Tensor] = []
     classifier = detector.network.get_classifier()
     handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -78,7 +78,7 @@ def outputs(detector: Detector, crops_NHWC: torch.Tensor) -> Outputs:
 
 
 class Taught(nn.Module):
-    """A detector and its lesson as one module that ends in the loss: gradients are exchanged for both together."""
+    """A detector, its lesson and the loss as one module, so that DDP averages the gradients of both together."""
 
     def __init__(self, detector: Detector, lesson: Lesson | None) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Taught(nn.Module):
     def forward(
         self, crops_NHWC: torch.Tensor, label_N: torch.Tensor, teachers: Sequence[Outputs]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss to learn from and that of the labels alone, which has no gradient; both means over the faces."""
+        """The training loss, and the loss on the labels alone, without gradient; both are means over the faces."""
         if self.lesson is None:
             with self.autocast:
                 logit_N = self.detector(crops_NHWC)
@@ -103,14 +103,14 @@ class Taught(nn.Module):
 
 
 class Training:
-    """A detector on its way, on this process's device; the same in every process of a process group, if there is one.
+    """A detector in training on this process's device; all processes of a process group hold the same one.
 
     Args:
         detector: on the CPU; moved to the device.
         recipe: how it learns.
-        num_batches: of one epoch and one process.
+        num_batches: per epoch and process.
         device: "cpu" or "cuda".
-        faces_at_once: that go through the network together; gradients of a larger batch are summed. 0: all.
+        faces_at_once: faces per forward pass; the gradients of a larger batch are summed. 0: the whole batch.
         seed: of dropout and the like.
         trainable: names of the parameters to train; None: all, or those that the recipe's schedule says.
         lesson: what to learn besides the labels; sees no more than `faces_at_once` faces together.
@@ -145,7 +145,7 @@ class Training:
 
     @property
     def is_finished(self) -> bool:
-        """All epochs done, or none better for `recipe.patience` epochs."""
+        """True after all epochs, or after `recipe.patience` epochs without improvement."""
         waited = self.epoch - 1 - self.best.get("epoch", self.epoch - 1)
         return self.epoch >= self.recipe.epochs or 0 < self.recipe.patience <= waited
 
@@ -153,7 +153,7 @@ class Training:
         """One epoch over this process's batches; returns the means over all processes.
 
         Raises:
-            UserError: the loss is no number, or the memory does not suffice; the message says what to lower.
+            UserError: the loss is not finite, or memory runs out; the message says what to lower.
         """
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.epoch, self.rank]).generate_state(1)[0]))
         if self.lesson:
@@ -173,7 +173,7 @@ class Training:
         return fitted | ({"hard_loss": hard_sum / max(1, num_faces)} if self.lesson else {})
 
     def _step(self, batch: Batch) -> tuple[float, float]:
-        """Returns the sums over the faces of both losses of `Taught`."""
+        """Learns from one batch; returns both losses of `Taught`, summed over its faces."""
         self.optimizer.zero_grad(set_to_none=True)
         num_faces, loss_sum, hard_sum = len(batch.label_N), 0.0, 0.0
         try:
@@ -215,7 +215,7 @@ class Training:
         self._taught.train()
         train_only(self.detector, names)
         self._parallel = self._taught
-        if self.world_size > 1:  # it looks once at what wants gradients
+        if self.world_size > 1:  # it checks only once, here, what requires gradients
             ids = [self.device.index or 0] if self.device.type == "cuda" else None
             self._parallel = nn.parallel.DistributedDataParallel(self._taught, device_ids=ids)
 
@@ -224,7 +224,7 @@ class Training:
         """(N,) labels and logits of the faces of all processes, in the order of the processes and their batches."""
         self.detector.eval()
         for buffer in self.detector.buffers() if self.world_size > 1 else ():
-            dist.broadcast(buffer, 0)  # statistics of batch norm: each process has its own until the next step
+            dist.broadcast(buffer, 0)  # batch norm statistics: processes differ until the next step
         label_N: list[int] = []
         logit_N: list[float] = []
         for batch in batches:
@@ -241,13 +241,13 @@ class Training:
         return np.array(label_N, np.int64), np.array(logit_N, np.float64)
 
     def finish_epoch(self, fitted: dict[str, Any], label_N: npt.NDArray[np.int64], logit_N: Floats) -> None:
-        """Notes an epoch and what val says of it (N = 0: there is no val); keeps the detector if it is the best.
+        """Records an epoch and its measures on val (N = 0: there is no val); keeps the weights if they are the best.
 
         Raises:
-            UserError: a logit is no number.
+            UserError: a logit is not finite.
         """
         if not np.isfinite(logit_N).all():
-            raise UserError(f"the detector gives no numbers for val after epoch {self.epoch}. Lower --learning-rate.")
+            raise UserError(f"the logits on val are not finite after epoch {self.epoch}. Lower --learning-rate.")
         row: dict[str, Any] = {"epoch": self.epoch, **fitted, "val_loss": None, "val_accuracy": None, "val_auc": None}
         if len(label_N):
             row |= {f"val_{name}": value for name, value in validation_metrics(label_N, logit_N).items()}
@@ -259,7 +259,7 @@ class Training:
         self.epoch += 1
 
     def state(self, about: dict[str, Any]) -> bytes:
-        """All that the next epoch depends on, and `about`. Tensors and plain values only: read without running code."""
+        """All that the next epoch depends on, and `about`. Tensors and plain values only: reading it runs no code."""
         content = about | {name: getattr(self, name) for name in ("epoch", "history", "best")}
         content |= {name: getattr(self, name).state_dict() for name in self._parts()}
         buffer = io.BytesIO()
@@ -267,7 +267,7 @@ class Training:
         return buffer.getvalue()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over what `read_state` read."""
+        """Resumes from what `read_state` returned."""
         self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
         for name in self._parts():
             getattr(self, name).load_state_dict(state[name])
@@ -292,7 +292,7 @@ def validation_metrics(label_N: npt.NDArray[np.integer[Any]], logit_N: Floats) -
 
 
 def read_state(content: bytes) -> dict[str, Any]:
-    """What `Training.state` made."""
+    """The content that `Training.state` wrote, for `Training.restore`."""
     return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 

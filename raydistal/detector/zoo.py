@@ -1,4 +1,4 @@
-"""The networks that learn to tell real from fake: any of timm's, with one logit for its classifier.
+"""The networks of detectors: any timm model, with a classifier of one logit.
 
 N crops, S = input_px, D numbers per embedding.
 """
@@ -21,7 +21,7 @@ MIN_PX, MAX_PX = 32, 1024
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network as timm names it, tag included (default tags move, and mean and deviation with them)."""
+    """A network by timm's name, tag included (default tags change, and mean and deviation with them)."""
 
     timm_name: str
     input_px: int  # the size at which its ImageNet weights were trained
@@ -64,7 +64,7 @@ class Detector(nn.Module):
     `network` is timm's own, so its state dict loads into a plain `timm.create_model(..., num_classes=1)`.
 
     Args:
-        architecture: as for `parse_architecture`. The weights are timm's random ones.
+        architecture: as for `parse_architecture`. The weights are random.
         input_px: S; 0: the architecture's.
         mean: of R, G and B on a scale from 0 to 1; empty: as the architecture's ImageNet weights were trained.
         std: likewise.
@@ -122,7 +122,7 @@ class Detector(nn.Module):
             matcher = self.network.group_matcher(coarse=coarse)
         except (AttributeError, AssertionError) as error:
             raise UserError(
-                f"{self.architecture} cannot be trained layer by layer, timm names no groups of its layers: choose "
+                f"{self.architecture} cannot be trained layer by layer, as timm does not group its layers: choose "
                 f"another --architecture or --recipe"
             ) from error
         found = list(timm.models.group_parameters(self.network, matcher).values())
@@ -142,18 +142,18 @@ def create(architecture: str, weights: str = "imagenet", seed: int = 0, input_px
 
     Args:
         architecture: as for `parse_architecture`.
-        weights: "imagenet" (downloaded by timm, or from its cache; without a network Hugging Face gives up only after
-            most of a minute, with HF_HUB_OFFLINE=1 at once); "random"; the path or URI of a state dict of timm's
-            network (.safetensors or PyTorch), whose classifier is dropped; or a detector directory of the same
-            architecture, which is continued, classifier, mean and deviation included.
-        seed: of all that is random, the new classifier in any case: the same seed gives the same bits.
+        weights: "imagenet" (downloaded by timm, or from its cache; offline, Hugging Face gives up only after most of a
+            minute, with HF_HUB_OFFLINE=1 at once); "random"; the path or URI of a state dict of timm's network
+            (.safetensors or PyTorch), whose classifier is dropped; or a detector directory of the same architecture,
+            to start from with its classifier, mean and deviation.
+        seed: of all random weights, at least those of a new classifier: the same seed gives the same bits.
         input_px: 0: the architecture's, or that of the detector directory.
 
     Raises:
-        UserError: no such network, the network cannot take the size, or the weights cannot be had or do not fit it to
-            the last tensor; the message says what to do.
+        UserError: no such network, the network cannot take the size, or the weights are not available or do not fit it
+            tensor by tensor; the message says what to do.
     """
-    from raydistal.detector import checkpoint  # builds detectors itself
+    from raydistal.detector import checkpoint  # it imports this module
 
     _try_out(architecture, input_px)
     if weights not in ("imagenet", "random") and checkpoint.exists(weights):
@@ -174,10 +174,10 @@ def create(architecture: str, weights: str = "imagenet", seed: int = 0, input_px
 
 
 def train_only(detector: Detector, names: Set[str] | None = None) -> None:
-    """Puts the detector into training mode with only some parameters trainable, None: all.
+    """Puts the detector into training mode, with only the parameters `names` trainable; None: all.
 
-    BatchNorm whose parameters are all frozen keeps its running statistics too. Call it in place of `detector.train()`:
-    that would let them drift.
+    BatchNorm layers whose parameters are all frozen keep their running statistics too. Call it in place of
+    `detector.train()`, which would let them drift.
     """
     if unknown := (names or set()) - {name for name, _ in detector.named_parameters()}:
         raise ValueError(f"no such parameters: {sorted(unknown)[:3]}")
@@ -190,7 +190,7 @@ def train_only(detector: Detector, names: Set[str] | None = None) -> None:
 
 
 def dry_run(detector: Detector) -> None:
-    """Runs shapes alone of it and of one face, for what can be seen on the way; costs no computation.
+    """Passes one face through a copy on the meta device, where hooks and counters see shapes; costs no computation.
 
     Raises:
         RuntimeError, AssertionError, ValueError: the layers do not fit each other or the face.

@@ -104,7 +104,7 @@ def load_weights(name: str, weights: str) -> dict[str, torch.Tensor]:
             the path or URI of a state dict, .safetensors or PyTorch, of the network with or without its classifier.
 
     Raises:
-        UserError: they cannot be had, or do not fit the network to the last tensor; the message says what to do.
+        UserError: they are not available, or do not fit the network tensor by tensor; the message says what to do.
     """
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
@@ -137,7 +137,7 @@ def state_digest(state: State) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for key in sorted(state):
         digest.update(key.encode())
-        # Cloned: what was channels last counts as contiguous with some strides that cannot be seen as bytes.
+        # Cloned: tensors in channels-last order can count as contiguous with strides that cannot be viewed as bytes.
         plain = state[key].detach().clone(memory_format=torch.contiguous_format)
         digest.update(plain.view(torch.uint8).numpy().data if plain.ndim else key.encode())
     return digest.hexdigest()
@@ -159,7 +159,7 @@ class FeatureExtractor:
             backbone = Backbone(name)
         backbone.network.load_state_dict(dict(state), assign=True)
         if any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers())):
-            backbone = Backbone(name)  # it has constants that no state dict holds
+            backbone = Backbone(name)  # with real tensors, as it has constants that no state dict holds
             backbone.network.load_state_dict(dict(state))
         dtype = (
             torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and _has_bf16(device)) else torch.float
@@ -217,10 +217,10 @@ def _timm(name: str, **options: Any) -> nn.Module:
 def imagenet_state(name: str) -> State:
     """The weights that torchvision or, for timm:NAME, timm has for a network, downloaded or from their cache.
 
-    Without a network timm's hub (Hugging Face) gives up only after most of a minute; HF_HUB_OFFLINE=1 spares the wait.
+    Offline, timm's hub (Hugging Face) gives up only after most of a minute; HF_HUB_OFFLINE=1 avoids the wait.
 
     Raises:
-        UserError: they cannot be had; the message says what to do.
+        UserError: they are not available; the message says what to do.
     """
     try:
         if name.startswith("timm:"):

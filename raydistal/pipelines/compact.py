@@ -1,9 +1,9 @@
-"""Many small parts of a table -> few large ones: every verb that reads it asks an object store three times per part.
+"""Many small parts of a table -> few large ones: reading a part costs three requests to an object store.
 
     a note: which parts become which -> for each: the new part, then the old ones are deleted -> the note is deleted
 
-Whoever reads the table shows the old parts until the new one is there, and the new one from then on: a run that was
-killed at any moment loses no row and doubles none.
+Readers see the old parts until the new one is there, and only the new one from then on: a run that is killed at any
+moment neither loses nor doubles a row.
 """
 
 import hashlib
@@ -36,17 +36,17 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Merges what is small and returns a summary. A table without small parts stays as it is.
+    """Merges small parts and returns a summary. A table without small parts stays as it is.
 
     Raises:
-        UserError: no table of faces or scores, one that teachers have spoken of, parts made with different settings,
+        UserError: no table of faces or scores, one that `teach` has outputs for, parts made with different settings,
             another writer.
     """
     began = time.monotonic()
     location = storage.absolute(config.table)
     made_with = _made_with(location)
     with tables.sole_writer(location) as claim:
-        tables.read_ledger(location, made_with)  # removes what others left
+        tables.read_ledger(location, made_with)  # removes what killed writers left
         names = tables.part_names(location)
         merges = {_merged_name(old): old for old in _small_ones(location, names, config.part_mib << 20)}
         if merges:
@@ -72,12 +72,12 @@ def _made_with(location: str) -> tables.Config:
     filesystem, path = storage.resolve(storage.join(location, first))
     schema = pq.read_schema(path, filesystem=filesystem)
     if not {"video_id", "status"} <= set(schema.names):
-        raise UserError(f"{location} is no table of faces or scores: the others have few parts as they are")
+        raise UserError(f"{location} is not a table of faces or scores: other tables have few parts anyway")
     teaching = storage.join(storage.parent(location), "teaching")
     if "feature" in schema.names and storage.list_files(teaching):
         raise UserError(
             f"{teaching} says part by part what teachers said of {location}. Compact before raydistal teach; or delete "
-            "it, compact, and let them look again."
+            "it, compact, and run teach again."
         )
     return dict(json.loads(schema.metadata[b"raydistal"]))
 

@@ -77,14 +77,14 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """What some detectors learn from."""
+    """A set of videos that detectors are trained on."""
 
     name: str
     kind: "Kind"
     of: str = ""
     """The distilled set that a control belongs to."""
     videos: list[pa.Table]
-    """For each seed."""
+    """The videos of the set for each seed."""
     share: float
     max_faces: int = 0
 
@@ -93,9 +93,9 @@ def run(config: Config) -> dict[str, Any]:
     """Trains and measures what is missing, writes OUT/comparison and OUT/report, and returns the job's summary.
 
     Raises:
-        UserError: no tables, no ranking, a set without one class or from elsewhere, a test split that is empty or
-            shares people with training, an unknown architecture or recipe, no weights; before any work. Later: other
-            settings than those of a detector that is there; what stops a training. What is finished stays.
+        UserError: before any work: no tables, no ranking, a set without one class or from elsewhere, a test split that
+            is empty or shares people with training, an unknown architecture or recipe, no weights. Later: an existing
+            detector has other settings, or a training fails; finished work stays.
     """
     from raydistal.detector.comparison import NUM_RESAMPLES, compare
     from raydistal.report import comparison as report
@@ -126,7 +126,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _ratio(text: str) -> float | None:
-    """None if it is a location."""
+    """A share in --sets as a number; None if it is a location."""
     try:
         return float(text)
     except ValueError:
@@ -183,7 +183,7 @@ def _distilled(config: Config, asked: str, videos: pa.Table) -> tuple[str, pa.Ta
 
 
 def _trainings(config: Config, out: str, subsets: list[Subset]) -> list[tuple[Subset, train.Config]]:
-    """All trainings to be had, seed by seed. Writes the sets that they read."""
+    """All trainings to do, seed by seed. Writes the manifests that they read."""
     for subset in subsets:
         for seed, videos in enumerate(subset.videos):
             if subset.kind != "faces" and (seed == 0 or subset.kind == "random"):
@@ -230,7 +230,7 @@ def _measured(
 def _tried(
     subset: Subset, one: train.Config, values: dict[str, float | None], probability_V: npt.NDArray[np.float64]
 ) -> "Tried":
-    """A trained detector with its metrics and its probabilities; null was read as NaN."""
+    """A trained detector with its metrics and probabilities; null became NaN."""
     from raydistal.detector import checkpoint
     from raydistal.detector.comparison import Tried
 

@@ -16,30 +16,30 @@ CONNECT_S = 20.0
 
 
 def connect() -> None:
-    """Connects this process to the cluster that RAY_ADDRESS names, or starts one on this machine; quiet.
+    """Quietly connects this process to the cluster that RAY_ADDRESS names, or starts one on this machine.
 
-    Verbs call it when they know that there is work for a cluster. In a process that is connected it does nothing.
+    Verbs call it once they know that there is work for a cluster. If the process is connected, it does nothing.
 
     Raises:
         UserError: no cluster answers at RAY_ADDRESS.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # said explicitly, Ray does not warn about its default
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # if set explicitly, Ray does not warn about its default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else a note on every actor that may restart
-    os.environ.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")  # that a cluster of our own takes to end
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it prints a note for every actor that may restart
+    os.environ.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")  # so that a cluster of our own ends at once
     import ray
     import ray.data
 
     if ray.is_initialized():
         return
-    # The progress and the summary are ours; a worker's trouble comes back as an exception or a row.
+    # Progress and summary are printed by us; trouble in a worker comes back as an exception or a row.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS", "")
     if address:
         check_address(address)
     else:
         quiet |= {"address": "local", "include_dashboard": False}
-    with _muted_stderr():  # C++ code greets there; what goes wrong is raised
+    with _muted_stderr():  # Ray's C++ code prints there; errors are raised
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**quiet)
@@ -49,14 +49,14 @@ def connect() -> None:
             raise UserError(f"RAY_ADDRESS is {address}: {error}") from error
         finally:
             signal.signal(signal.SIGTERM, on_sigterm)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are the tracebacks of what is raised
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors only repeat the tracebacks of exceptions
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
 
 def check_address(address: str) -> None:
-    """Raises UserError if nothing listens at HOST:PORT, where Ray would wait many minutes, or it is a dashboard's."""
+    """Raises UserError if a dashboard listens at HOST:PORT, or nothing does: Ray would wait many minutes."""
     if address.startswith(("http://", "https://")):
         raise UserError(
             f"RAY_ADDRESS={address} is the address of a dashboard, for raydistal submit. Give the head's HOST:PORT."

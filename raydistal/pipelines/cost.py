@@ -1,4 +1,4 @@
-"""detectors -> cost, report: how large each is and how long it takes, held against the first one. Needs no Ray.
+"""detectors -> cost, report: how large each is and how long it takes, compared with the first one. Needs no Ray.
 
 Every detector runs in a process of its own, and they take turns; measure on a machine that does nothing else.
 """
@@ -96,7 +96,7 @@ def _measure(config: Config, known: dict[str, dict[str, Any]]) -> tuple[pa.Table
     rows = []
     for case, rounds_ms in found.items():
         name, one = described[case.number][1]
-        # A baseline that does not run on the GPU: what is compared there is the CPU's time.
+        # If the baseline does not run on the GPU, its time on the CPU is compared.
         baseline_ms = found.get(case._replace(number=0)) or found[Case(0, "cpu", case.batch_size)]
         place = {"detector": name, "device": case.device, "batch_size": case.batch_size}
         rows.append(place | one | summarise(rounds_ms, baseline_ms))

@@ -3,8 +3,8 @@
     files and folders -> each one: frames -> faces -> probabilities -> tracks -> verdicts -> annotated video
                                    (`verdict.examine`; the media in killable children) -> its folder, then its row
 
-A few are done by this process, more by Ray Data: an actor per CPU, or some per GPU, each with the detector. What is in
-the `verdicts` table is done: a rerun does what is missing, what failed, and files that have changed since.
+A few videos are examined by this process, more by Ray Data: an actor per CPU, or several per GPU, each with the
+detector. The `verdicts` table is the ledger: a rerun examines what is missing, what failed, and changed files.
 """
 
 import os
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from raydistal.detector.runtime import Exported
     from raydistal.detector.zoo import Detector
 
-FEW = 2  # are done before a cluster has started
-ACTORS_PER_GPU = 8  # each decodes on a CPU of its own, so that the GPU has work; each has the network in its memory
+FEW = 2  # videos, which take less time than the start of a cluster
+ACTORS_PER_GPU = 8  # each decodes on its own CPU, to keep the GPU busy; each has its own copy of the network
 NUM_SHOWN = 40  # rows on the terminal; all are in the table
 NUM_EXPLAINED = 8
 RESULT = "verdict.json"
@@ -58,7 +58,7 @@ class Config:
     detector: str = ""
     """Directory of a detector, trained or exported, local or s3://... Required."""
     out: str = "detected"
-    """Folder to write: OUT/verdicts, OUT/verdicts.csv, and what was found in each one in OUT/results."""
+    """Folder to write: OUT/verdicts, OUT/verdicts.csv, and a folder of results per video in OUT/results."""
     examination: examine.Settings = field(default_factory=examine.Settings)
     heatmaps: bool = False
     """Also draw which parts of a face make the detector call it fake. An exported detector needs the one that it was
@@ -81,21 +81,21 @@ class Config:
 
 
 class Job(NamedTuple):
-    """What every worker knows."""
+    """What is the same for all videos of a job."""
 
     config: Config
     name: str
-    """Of the detector."""
+    """Name of the detector."""
     about: dict[str, Any]
     """The content of its detector.json."""
     claim: tables.Claim
     """On OUT/verdicts."""
     made_with: dict[str, Any]
-    """What decides what is in a row."""
+    """The settings that decide the content of a row."""
 
 
 class Networks(NamedTuple):
-    """What is loaded once and handed to every worker."""
+    """The networks, loaded once and sent to every worker."""
 
     judge: "Detector | Exported"
     heat: "Detector | None"
@@ -105,8 +105,8 @@ def run(config: Config) -> dict[str, Any]:
     """Examines what is not done yet, prints a table of verdicts on stderr, and returns the job's summary.
 
     Raises:
-        UserError: a name that is no file and no folder, a folder without media, no such detector or one that does not
-            say how its faces were made, no heatmaps of it, verdicts made with other settings, another writer.
+        UserError: no such file or folder, a folder without media, no such detector or one that does not record how its
+            faces were made, no heatmaps for it, verdicts made with other settings, another writer.
     """
     began = time.monotonic()
     about, videos = _inputs(config)
@@ -134,7 +134,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _is_few(pending: pa.Table) -> bool:
-    """True if this process examines them by itself."""
+    """True if this process examines them without a cluster."""
     return len(pending) <= FEW and (not len(pending) or not os.environ.get("RAY_ADDRESS"))
 
 
@@ -156,7 +156,7 @@ def _made_with(config: Config, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(config: Config, is_here: bool) -> Networks:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait would spin where a child decodes
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would spin on the CPU that a child decodes on
     import torch
 
     from raydistal.detector import checkpoint, heatmaps, runtime
@@ -166,11 +166,11 @@ def _load(config: Config, is_here: bool) -> Networks:
         raise UserError("there is no CUDA device here. Use --device cpu.")
     judge, _ = runtime.load(config.detector)
     if not isinstance(judge, Detector):
-        runtime.start(judge)  # refused here, not by each worker, if its runtime is not installed
+        runtime.start(judge)  # so that a missing runtime is refused here, not by each worker
     if not config.heatmaps:
         return Networks(judge, None)
     heat = judge if isinstance(judge, Detector) else checkpoint.load(heatmaps.explainer(config.detector))[0]
-    heatmaps.Heatmaps(heat)  # likewise, if its network has no maps
+    heatmaps.Heatmaps(heat)  # likewise a network without maps
     return Networks(judge, heat)
 
 
@@ -180,7 +180,7 @@ def _load(config: Config, is_here: bool) -> Networks:
 def _inputs(config: Config) -> tuple[dict[str, Any], pa.Table]:
     """detector.json; and video_id, uri, num_bytes and modified_ns of each file, each once, in the order given."""
     found: dict[str, fs.FileInfo] = {}
-    for given in config.videos:  # first, as it takes no time
+    for given in config.videos:  # before the detector is read, as it is quick
         for uri, info in _files(given).items():
             found.setdefault(uri, info)
     from raydistal.detector import checkpoint
@@ -197,10 +197,10 @@ def _inputs(config: Config) -> tuple[dict[str, Any], pa.Table]:
 
 
 def _files(given: str) -> dict[str, fs.FileInfo]:
-    """What is named so, or lies below it and is a video or a picture by its name, and is none that we made."""
+    """The file `given`, or all files below it that are videos or pictures by name and not made by us."""
     place = storage.absolute(given)
     if not storage.is_uri(place):
-        place = os.path.normpath(place)  # the same from wherever it is named
+        place = os.path.normpath(place)  # one path, from whichever folder it is given
     filesystem, path = storage.resolve(place)
     try:
         info = filesystem.get_file_info(path)
@@ -222,7 +222,7 @@ def _files(given: str) -> dict[str, fs.FileInfo]:
 
 
 def _pending(videos: pa.Table, place: str) -> pa.Table:
-    """Of these: those without a row, or with one of a failure or of a file that was another one."""
+    """Those without a row, or whose row is of a failure or of an earlier version of the file."""
     columns = ["video_id", "num_bytes", "modified_ns"]
     parts = tables.read_parts(place, tables.part_names(place), [*columns, "status"])
     nothing = schemas.VERDICTS.empty_table()
@@ -232,7 +232,7 @@ def _pending(videos: pa.Table, place: str) -> pa.Table:
 
 
 def _drop(place: str, made_with: dict[str, Any], video_id_V: pa.Array) -> None:
-    """Removes the rows of these videos. A part has others besides once it was compacted."""
+    """Removes the rows of these videos. After compacting, a part holds rows of other videos too."""
     names = tables.part_names(place)
     for name, ids in zip(names, tables.read_parts(place, names, ["video_id"]), strict=True):
         if pc.any(pc.is_in(ids["video_id"], video_id_V)).as_py():
@@ -248,10 +248,10 @@ def _drop(place: str, made_with: dict[str, Any], video_id_V: pa.Array) -> None:
 
 
 class Examiner:
-    """Holds the detector; examines one video after another, and writes what it finds.
+    """Holds the detector; examines one video after another, and writes the results.
 
     Args:
-        job: of all videos.
+        job: what is the same for all videos.
         networks: the detector, and the one that explains it.
         device: "cpu" or "cuda".
     """
@@ -264,7 +264,7 @@ class Examiner:
         self.job, self.judge = job, examine.Judge(job.name, job.about, Scorer(networks.judge, device), heat)
 
     def __call__(self, video: dict[str, Any], title: str = "") -> dict[str, Any]:
-        """Writes the folder of a video and its row, which it returns; `title`: shows how far it is, under that."""
+        """Writes the folder and the row of a video, and returns the row; with a `title`, shows progress under it."""
         began = time.monotonic()
         out, claim = storage.absolute(self.job.config.out), self.job.claim
         folder = f"results/{_safe_name(video['uri'])}-{video['video_id'][:8]}"
@@ -285,7 +285,7 @@ class Examiner:
             steps = examine.examine(path, name, str(folder), self.judge, self.job.config.examination, video["video_id"])
             try:
                 return _follow(steps, title)
-            except OSError as error:  # not the file's, which its children read
+            except OSError as error:  # from writing: the file is read by child processes
                 raise UserError(f"cannot write {folder}: {error}. Make room, or give another --out.") from error
 
         try:
@@ -295,7 +295,7 @@ class Examiner:
 
 
 def _follow(steps: Generator[examine.Progress, None, dict[str, Any]], title: str) -> dict[str, Any]:
-    """What the steps return; with a title, each stage of them has a bar."""
+    """The return value of the steps; with a title, each stage shows a progress bar."""
     stage, bar, came = "", None, time.monotonic()
     with closing(steps), ExitStack() as shown:
         while True:
@@ -307,7 +307,7 @@ def _follow(steps: Generator[examine.Progress, None, dict[str, Any]], title: str
                 stage = step.stage
                 shown.close()  # the bar of the stage before
                 bar = shown.enter_context(Progress(f"{title}: {stage}", step.total, unit="frames"))
-                bar.began = came  # for its rate: it does not begin with its first step
+                bar.began = came  # for its rate: it began before its first step came
             if bar:
                 bar.advance(step.done - bar.num_done)
             came = time.monotonic()
@@ -315,9 +315,9 @@ def _follow(steps: Generator[examine.Progress, None, dict[str, Any]], title: str
 
 @contextmanager
 def _publishing(place: str, claim: tables.Claim) -> Iterator[Path]:
-    """A local folder that becomes `place` at the end: at once, or on an object store with its verdict last."""
-    claim.check()  # here and below, as the workers of a job that was paused or killed may still be at it
-    storage.delete_folder(place)  # of a file that was another one
+    """A local folder that becomes `place` at the end: by renaming, or uploaded with its verdict last."""
+    claim.check()  # here and below, as workers of a paused or killed job may still be running
+    storage.delete_folder(place)  # from an earlier version of the file
     is_local = not storage.is_uri(place)
     parent = Path(place).parent if is_local else Path(tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
@@ -337,20 +337,20 @@ def _publishing(place: str, claim: tables.Claim) -> Iterator[Path]:
 
 
 def _remove_unfinished(out: str) -> None:
-    """What killed workers left."""
+    """Removes what killed workers left."""
     if not storage.is_uri(out):
         for folder in Path(out, "results").glob(".tmp-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _safe_name(uri: str) -> str:
-    """Of a file, without what a file system, a shell or a page could stumble over."""
+    """The name of a file, reduced to characters that are safe in file systems, shells and pages."""
     stem = posixpath.splitext(posixpath.basename(storage.resolve(uri)[1]))[0]
     return re.sub(r"[^\w.-]+", "_", stem)[:40].strip("._-") or "video"
 
 
 def _told(result: dict[str, Any]) -> dict[str, Any]:
-    """The row of a result."""
+    """The table row for a result."""
     video, tracks = result["video"], result["tracks"]
     judged = [track for track in tracks if track["is_judged"]]
     verdicts = Counter(track["verdict"] for track in judged)
@@ -387,7 +387,7 @@ def _here(job: Job, networks: Networks, pending: pa.Table) -> None:
 
 
 def _on_cluster(job: Job, networks: Networks, pending: pa.Table) -> Iterator[pa.Table]:
-    """Runs the stage; yields status and verdict of what is done."""
+    """Runs the stage; yields status and verdict of finished videos."""
     import ray
     import ray.data
 
@@ -401,7 +401,7 @@ def _on_cluster(job: Job, networks: Networks, pending: pa.Table) -> Iterator[pa.
     }
     dataset = ray.data.from_blocks(in_blocks(pending, high)).map_batches(
         DetectStage,
-        fn_constructor_args=(job, ray.put(networks)),  # read once, handed to every actor by the object store
+        fn_constructor_args=(job, ray.put(networks)),  # one copy in the object store for all actors
         batch_format="pyarrow",
         batch_size=None,  # the block: rows leave one by one as they are done
         **options,
@@ -414,7 +414,7 @@ def _on_cluster(job: Job, networks: Networks, pending: pa.Table) -> Iterator[pa.
 
 
 def _num_actors(growth: Growth, num_videos: int, num_workers: int) -> tuple[int, int]:
-    """So many from the start, and up to so many; `num_workers` as in the config."""
+    """Number of actors at the start, and at most; `num_workers` as in the config."""
     low, high = growth.cpus, growth.cpus_for(num_videos)
     if growth.on_gpu:
         low, high = (ACTORS_PER_GPU * num for num in growth.actors_for(num_videos))
@@ -422,7 +422,7 @@ def _num_actors(growth: Growth, num_videos: int, num_workers: int) -> tuple[int,
 
 
 class DetectStage:
-    """Actor: an `Examiner` on one CPU. Gives status and verdict of each video as it is done."""
+    """Actor: an `Examiner` on one CPU. Yields status and verdict of each video when it is done."""
 
     def __init__(self, job: Job, networks: "ray.ObjectRef[Networks]") -> None:
         import ray
@@ -441,7 +441,7 @@ class DetectStage:
 
 
 def _finish(out: str, place: str, made_with: dict[str, Any]) -> None:
-    """Writes `_table.json`, and the table once more for whoever opens it by a double click, most alarming first."""
+    """Writes `_table.json`, and the table as a CSV for spreadsheets, the most alarming videos first."""
     rows = _by_alarm(tables.read_table(place, "detect"))
     sink = pa.BufferOutputStream()
     csv.write_csv(rows.drop_columns(["modified_ns"]), sink)
@@ -467,14 +467,14 @@ def _counts(rows: pa.Table) -> dict[str, int]:
 
 
 def _by_alarm(rows: pa.Table) -> pa.Table:
-    """Sorted: fake, unsure, real, the others; each of them by its most suspicious track."""
+    """Rows sorted: fake, unsure, real, the others; within each by the most suspicious track."""
     order = pc.index_in(_kinds(rows), pa.array(KINDS))
     keys = [("order", "ascending"), ("max_track_probability", "descending"), ("uri", "ascending")]
     return rows.append_column("order", order).sort_by(keys).drop_columns(["order"])
 
 
 def _print(config: Config, about: dict[str, Any], rows: pa.Table) -> None:
-    """For 80 columns, on stderr."""
+    """Prints verdicts on stderr, for 80 columns."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, markup=False)
@@ -521,5 +521,5 @@ def _shortened(name: str, length: int = 48) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without what would move the cursor, change colours or turn the direction of writing."""
+    """`text` without characters that move the cursor, change colours or reverse the direction of writing."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -1,7 +1,7 @@
 """scores of an evaluation -> EVALUATION/difference/BEFORE--AFTER: what changed from one detector to another.
 
-Of every run, on all its videos and on each method: paired differences with intervals, decisions that flip, a verdict;
-what neither detector learnt from is told apart. The worst comes first. Needs no Ray.
+For every run, on all its videos and on each method: paired differences with intervals, decisions that flip, a verdict,
+and whether either detector learnt from it. The worst comes first. Needs no Ray.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ NUM_SHOWN = 12  # rows in the terminal
 ORDER = ("inferior", "cannot tell", "non-inferior")
 REMARK = (
     "Differences are after minus before, on the same videos; intervals come from {num} resamples of whole groups, the "
-    "same for both. Of so many rows, some fall or rise by chance. What a detector learnt from is what "
-    "detector.json says of it, of what it started from and of its teachers: datasets and methods by name."
+    "same for both. With so many rows, some rise or fall by chance. What a detector learnt from is read from "
+    "detector.json, its own and those of its ancestors and teachers: datasets and methods by name."
 )
 
 
@@ -50,7 +50,7 @@ def run(config: Config) -> dict[str, Any]:
     """Writes the table and its page, and returns the summary.
 
     Raises:
-        UserError: no finished evaluation, or none of a detector of that name.
+        UserError: no finished evaluation, or it has no detector of that name.
     """
     from raydistal.detector import checkpoint, evaluated
     from raydistal.detector.comparison import NUM_RESAMPLES
@@ -99,7 +99,7 @@ def _told(learnt: "Learnt") -> dict[str, Any]:
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of verdicts, and the worst row, of all and of what neither detector learnt from."""
+    """Counts of verdicts, and the worst row: of all, and of what neither detector learnt from."""
     from raydistal.report.difference import is_unseen
 
     found = {}

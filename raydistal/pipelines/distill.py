@@ -34,7 +34,7 @@ class Config:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        # What the stages would refuse after the work of those before them is refused here.
+        # Settings that a later stage would refuse are refused here, before any work.
         self.stages()
 
     def stages(self) -> tuple[index.Config, extract.Config, select.Config]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 32
 MAX_HELD_OUT = 1000  # faces on which float and 8 bits are compared
-OF_WEIGHTS = ("shapes", "adapter")  # what a detector.json says of weights that are not there any more
+OF_WEIGHTS = ("shapes", "adapter")  # keys of detector.json about weights, which an exported detector no longer has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Config:
 
 
 class Faces(NamedTuple):
-    """What 8 bits need, as rows of `EXAMPLES`."""
+    """The faces that a conversion to 8 bits needs, as rows of `EXAMPLES`."""
 
     source: "Source"
     calibration: pa.Table
@@ -82,7 +82,7 @@ def run(config: Config) -> dict[str, Any]:
 
     Raises:
         UserError: no such detector, one that is exported already, no faces, a runtime that is not installed, a folder
-            made with other settings, or a model that does not say what the detector says.
+            made with other settings, or a model whose logits are not those of the detector.
     """
     from raydistal.compression import card
     from raydistal.detector import checkpoint
@@ -107,7 +107,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _settings(config: Config, model_id: str, faces: Faces | None) -> dict[str, Any]:
-    """What decides the content of the file."""
+    """The settings that decide the content of the file."""
     from raydistal.compression.export import OPSET
     from raydistal.detector.examples import fingerprint
 
@@ -127,7 +127,7 @@ def _faces(config: Config, parent: dict[str, Any], size_px: int) -> Faces:
 
     run = config.data or parent.get("data", {}).get("location", "")
     if not run:
-        raise UserError(f"{config.detector} does not say what it learnt from: give a run folder as --data")
+        raise UserError(f"{config.detector} does not record what it learnt from: give a run folder as --data")
     columns = ["video_id", "label", "method", "split"]
     videos = tables.read_table(storage.join(run, "videos"), "index", columns)
     videos = videos.filter(pc.is_valid(videos["label"])).combine_chunks()
@@ -215,7 +215,7 @@ def _export(
 def _quantize(
     config: Config, detector: "Detector", parent: dict[str, Any], faces: Faces
 ) -> tuple["Exported", dict[str, Any]]:
-    """The model in 8 bits, and what became of the detector by that."""
+    """The model in 8 bits, and how it differs from the detector."""
     from raydistal.compression import quantization
     from raydistal.detector import runtime
 

@@ -1,8 +1,8 @@
 """videos -> faces: decode, find and crop faces, compute features, write Parquet. One row per video, failures included.
 
-    videos -> look (CPU tasks; each video in a killable child) -> features (actors, GPU if there is one), written there
+    videos -> look (CPU tasks; each video in a killable child) -> features (actors, GPU if there is one), which write
 
-Ray Data streams rows through these stages. What is in the `faces` table is done: a rerun does what is missing.
+Ray Data streams rows through these stages. The `faces` table is the ledger: a rerun does what is missing.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from raydistal.features.backbones import State
 
-VIDEOS_PER_PART = 8  # what a crash can lose at most, per actor; some 80 faces fill a GPU, 8 MB with PNG crops
+VIDEOS_PER_PART = 8  # the most an actor loses in a crash; some 80 faces fill a GPU, 8 MB with PNG crops
 COUNTED = ("num_frames_seen", "num_faces", "look_s", "feature_s")  # summed up over all rows
 
 
@@ -170,10 +170,10 @@ def _summary(out: str, statuses: Counter[str], num_before: int, num_faces: int, 
 
 
 def result_settings(config: Config) -> dict[str, Any]:
-    """The part of the config that decides what is in a row: rows made with another one are not mixed with these."""
+    """The settings that decide the content of a row: rows made with other ones are not mixed with these."""
     faces, features = dataclasses.asdict(config.faces), dataclasses.asdict(config.features)
     if not faces["equalize"]:
-        del faces["equalize"]  # as in the tables that were made before there was such a thing
+        del faces["equalize"]  # as in tables made before this setting existed
     return {"sample": config.sample, "sample_fake": config.sample_fake or config.sample} | faces | features
 
 
@@ -189,11 +189,11 @@ def _stream(
     import ray
 
     growth = Growth(config.budget.max_nodes, use_gpu(config.device))
-    weights = ray.put(state)  # read once, handed to every actor by the object store
+    weights = ray.put(state)  # one copy in the object store for all actors
     return through_actors(
         in_blocks(pending.select(["video_id", "uri", "label"]), growth.cpus_for(len(pending))),
         partial(look_stage, config=config),
-        FeatureStage,  # writes as well: a stage of its own for that would start more processes on each node
+        FeatureStage,  # it also writes: a separate stage would start more processes on each node
         (weights, config.features.backbone, config.features.precision, schema, settings, claim),
         VIDEOS_PER_PART,
         config.feature_workers,
@@ -217,7 +217,7 @@ def look_stage(videos: pa.Table, config: Config) -> Iterator[pa.Table]:
 
 
 def sandbox(config: Config) -> Sandbox:
-    """Where this process decodes."""
+    """The sandbox in which this process decodes."""
     return kept("raydistal.faces.look:look", memory_bytes=config.memory_mib << 20, timeout_s=config.timeout_s)
 
 
@@ -234,7 +234,7 @@ def _look(video: dict[str, Any], config: Config) -> pa.Table:
 class FeatureStage:
     """Actor: holds the network, turns the column `pixels` into `feature`, and writes the rows as one part of the table.
 
-    Returns what the driver counts: the columns status and COUNTED.
+    Returns the columns that the driver counts: status and COUNTED.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class FeatureStage:
         feature_ND = self.extract(crops_NHWC) if len(crops_NHWC) else self.no_feature
         seconds = np.full(rows.num_rows, (time.monotonic() - began) / rows.num_rows)
         rows = rows.append_column("feature", list_column(feature_ND, num_faces))
-        self.claim.check()  # here, as the workers of a job that was paused or killed may still be at it
+        self.claim.check()  # here, as workers of a paused or killed job may still be running
         tables.write_part(self.claim.location, conform(rows, self.schema), self.settings)
         rows = rows.append_column("num_faces", pa.array(num_faces)).append_column("feature_s", pa.array(seconds))
         return rows.select(["status", *COUNTED])

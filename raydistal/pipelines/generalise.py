@@ -1,4 +1,4 @@
-"""videos, faces -> detectors, evaluation, generalisation: how well fakes are found of methods that nobody learnt from.
+"""videos, faces -> detectors, evaluation, generalisation: how well detectors find fakes of methods unseen in training.
 
     all methods, and for each method all but it -> a training per architecture and seed (Ray tasks) -> detectors
           -> all on one test split (evaluate) -> AUC of each method's fakes, gaps, verdicts -> generalisation, report
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = (
     "Each detector learnt from the fakes of all methods, or of all but one, which it saw neither in train nor in val; "
-    "it then learnt from fewer fakes, as nothing replaces them. The AUC of a method is that of its fakes against all "
+    "in that case from fewer fakes, as nothing replaces them. The AUC of a method is that of its fakes against all "
     "real videos. Means are over seeds; their intervals come from {num} resamples of groups, the same for all, and of "
     "seeds."
 )
@@ -84,9 +84,9 @@ def run(config: Config) -> dict[str, Any]:
     """Trains and measures what is missing, writes OUT/generalisation and OUT/report, and returns the job's summary.
 
     Raises:
-        UserError: no tables, fewer than two methods, a method that is not there, a test split that is empty, shares
-            people with training or lacks a method, an unknown architecture or recipe, no weights; before any work.
-            Later: other settings than those of a detector that is there; what stops a training. What is finished stays.
+        UserError: before any work: no tables, fewer than two methods, an unknown method, a test split that is empty,
+            shares people with training or lacks a method, an unknown architecture or recipe, no weights. Later: an
+            existing detector has other settings, or a training fails; finished work stays.
     """
     from raydistal.detector.comparison import NUM_RESAMPLES
     from raydistal.detector.generalisation import Tried, generalise
@@ -132,12 +132,12 @@ def _folder(method: str) -> str:
 
 
 def _fakes_of(videos: pa.Table) -> set[str]:
-    """Methods, "unknown" among them where a fake has none."""
+    """Methods of the fakes; "unknown" is one of them if some fake has none."""
     return set(videos["method"].filter(pc.equal(videos["label"], 1)).fill_null("unknown").to_pylist())
 
 
 def _methods(config: Config, learnt: set[str], tested: set[str]) -> list[str]:
-    """Those to leave out, sorted."""
+    """The methods to leave out, sorted."""
     there = sorted(learnt - {"unknown"})
     methods = sorted(config.methods or there)
     if unknown := sorted(set(methods) - set(there)):
@@ -153,7 +153,7 @@ def _methods(config: Config, learnt: set[str], tested: set[str]) -> list[str]:
             "others with --methods, or another --split."
         )
     if len({_folder(method) for method in methods}) < len(methods):
-        raise UserError(f"methods are told apart by special characters only: {', '.join(methods)}. Rename one.")
+        raise UserError(f"methods differ by special characters only: {', '.join(methods)}. Rename one.")
     return methods
 
 
@@ -162,7 +162,7 @@ def _said(evaluation: "Evaluation", data: str, trained: list[Trained]) -> "list[
 
 
 def _rows(one: Trained, said: "Said") -> list[dict[str, Any]]:
-    """Of `schemas.GENERALISATION`: one detector on each method."""
+    """Rows of `schemas.GENERALISATION`: one detector on each method."""
     from raydistal.detector import checkpoint
     from raydistal.detector.metrics import weighted_accuracy, weighted_auc
 
@@ -183,7 +183,7 @@ def _rows(one: Trained, said: "Said") -> list[dict[str, Any]]:
 
 
 def _print(gaps: list[dict[str, Any]]) -> None:
-    """What leaving out each method does, on stderr, for 80 columns."""
+    """Prints the effect of leaving out each method on stderr, for 80 columns."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""What a running search tells on stderr: a live table on a terminal, otherwise a line for every trial that ends."""
+"""Progress of a search on stderr: a live table on a terminal, otherwise a line for every trial that ends."""
 
 import sys
 import time
@@ -23,12 +23,12 @@ Row = Mapping[str, Any]
 
 
 class Live:
-    """Use as a context manager.
+    """The display of a search. Use as a context manager.
 
     Args:
         varied: names of the quantities that the trials differ in.
         metric: by which they are sorted.
-        num_trials: in all; 0: not known before.
+        num_trials: total number; 0: not known in advance.
     """
 
     def __init__(self, varied: Sequence[str], metric: str, num_trials: int) -> None:

@@ -3,7 +3,7 @@
     the copy -> by path, else by content (tasks) -> which file is which video -> videos
     videos   -> check, decode the listed frames, crop the listed boxes (tasks; in a killable child) -> faces
 
-What is in the `faces` table is done: a rerun does what is missing, also from another folder.
+The `faces` table is the ledger: a rerun does what is missing, also from another folder.
 """
 
 import time
@@ -61,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
 
     began = time.monotonic()
     shared = manifest.read(config.manifest)
-    # For whoever computes with features, the backbone says that there are none.
+    # The backbone "none" tells readers that there are no features.
     settings = shared.about["faces"] | {"backbone": "none", "manifest": shared.digest}
     faces = storage.absolute(storage.join(config.out, "faces"))
     with tables.sole_writer(faces) as claim:
@@ -120,7 +120,7 @@ def digest_stage(files: pa.Table, folder: str) -> pa.Table:
 
 
 def _write_videos(out: str, shared: "Shared", pending: pa.Table) -> None:
-    """OUT/videos and OUT/distilled; what was done before keeps its place."""
+    """Writes OUT/videos and OUT/distilled; videos that were done before keep their uri."""
     place, config = storage.join(out, "videos"), {"manifest": shared.digest}
     uri_of = dict(zip(pending["video_id"].to_pylist(), pending["uri"].to_pylist(), strict=True))
     if tables.read_info(place):
@@ -144,7 +144,7 @@ def rebuild_stage(rows: pa.Table, config: Config, settings: dict[str, Any], clai
         except VideoError as failure:
             made.append(failed(row["video_id"], failure.status, str(failure), settings))
     faces = schemas.conform(pa.concat_tables(made), schemas.faces_schema(1))
-    claim.check()  # here, as the workers of a job that was paused or killed may still be at it
+    claim.check()  # here, as workers of a paused or killed job may still be running
     tables.write_part(claim.location, faces, settings)
     return faces.select(["video_id", "status"])
 

@@ -1,9 +1,9 @@
 """videos -> a sample through the stages of extract -> plan: hours, nodes, space and money for all of them.
 
-    some videos -> extract: when its parts came tells the start from the work, and what all stages take together
-                -> look (all CPUs, nothing beside them) -> features (one actor, nothing beside it): what each takes
+    some videos -> extract: the times of its parts separate start-up from work, and show what all stages take together
+                -> look (on all CPUs, alone) -> features (in one actor, alone): what each stage takes
 
-Alone, neither stage slows the other down, so that what they take adds up for any other cluster.
+Run alone, the stages do not slow each other down, so their times can be added up for any other cluster.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ from raydistal.pipelines.pricing import (
 from raydistal.pipelines.streaming import num_cpus, use_gpu
 
 MIN_VIDEOS = 32  # four parts of extract
-PER_CPU = 4  # videos for each CPU: all must be at work at once, as they slow each other down
+PER_CPU = 4  # videos for each CPU, so that all are busy at once, as in the job: they slow each other down
 NUM_KEPT = 32  # videos whose decoded crops are kept for the network: 10 faces of 299 pixels are 2.7 MB
-BUSY = 1.5  # wall against CPU time of looking from which something is said
+BUSY = 1.5  # ratio of wall to CPU time of looking, above which a warning is printed
 STORE_SHARE = 4  # streaming lets decoded crops fill a quarter of the object store
 
 
@@ -74,27 +74,27 @@ class Config:
             )
 
     def to_extract(self) -> extract.Config:
-        """The job that is planned."""
+        """The config of the job that is planned."""
         return extract.Config(out=self.out, sample=self.sample, faces=self.faces, features=self.features)
 
 
 class Measured(NamedTuple):
-    """What the sample took."""
+    """Measurements of the sample."""
 
     looked: pa.Table
     """look_s, cpu_s, status and num_faces of each video."""
     face_s: float
-    """Of the actor, for a face, writing included."""
+    """Seconds of the actor for a face, writing included."""
     face_cpu_s: float
     video_bytes: float
-    """Of a row on disk."""
+    """Size of a row on disk."""
     pixels_bytes: float
-    """Of a row in the object store."""
+    """Size of a row in the object store."""
     on_gpu: bool
     end_s: float
-    """Of an extract of the sample."""
+    """Seconds of an `extract` of the sample."""
     work_s: float | None
-    """What each video more would have taken; None: too few to tell."""
+    """Seconds for each further video; None: too few videos to tell."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -113,10 +113,10 @@ def run(config: Config) -> dict[str, Any]:
     connect()
     prices = given or Prices((_node_here(),))
     place = storage.absolute(storage.join(config.out, "plan"))
-    scratch = storage.join(place, "sample")  # where the job itself will write, as that takes its time
+    scratch = storage.join(place, "sample")  # in the store that the job itself will write to, as its speed matters
     some = choose(videos, config.num_videos or max(MIN_VIDEOS, len(videos) // 100, PER_CPU * num_cpus()), config.seed)
     with tables.sole_writer(place):
-        storage.delete_folder(scratch)  # of a run that was killed
+        storage.delete_folder(scratch)  # left by a killed run
         print(f"plan: trying {len(some)} of {len(videos)} videos", file=sys.stderr)
         try:
             measured = _measure(config, some, scratch)
@@ -150,7 +150,7 @@ def _measure(config: Config, some: pa.Table, scratch: str) -> Measured:
 
     state = load_weights(config.features.backbone, config.features.weights)
     schema = schemas.faces_schema(feature_dim(config.features.backbone, config.faces.size_px))
-    end_s, work_s = _extract(config, some, scratch)  # first, as the job itself will find the cluster
+    end_s, work_s = _extract(config, some, scratch)  # first, on a cluster in the state in which the job will find it
     looked, rows = _look_all(config, some)
     on_gpu, faces = use_gpu("auto"), storage.join(scratch, "faces")
     with tables.sole_writer(storage.join(scratch, "timed")) as claim:
@@ -158,7 +158,7 @@ def _measure(config: Config, some: pa.Table, scratch: str) -> Measured:
         actor: Any = ray.remote(num_cpus=0 if on_gpu else 1, num_gpus=int(on_gpu))(_actor()).remote(arguments)
         size = extract.VIDEOS_PER_PART
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        ray.get(actor.time.remote(parts[0]))  # the first call sets up libraries
+        ray.get(actor.time.remote(parts[0]))  # the first call initialises libraries
         took = np.array([ray.get(actor.time.remote(part)) for part in parts])
         ray.kill(actor)
         face_s, face_cpu_s = took.sum(axis=0) / max(1, pc.sum(pc.list_value_length(rows["frame_index"])).as_py())
@@ -175,7 +175,7 @@ def _measure(config: Config, some: pa.Table, scratch: str) -> Measured:
 
 
 def _extract(config: Config, some: pa.Table, scratch: str) -> tuple[float, float | None]:
-    """Extracts the sample. Its seconds, and those for each video after the first part; None: there was one part."""
+    """Extracts the sample; returns its seconds, and those per video after the first part (None: one part only)."""
     tables.write_table(storage.join(scratch, "videos"), some, {})
     began, came_s, nums = time.monotonic(), [], []
 
@@ -189,7 +189,7 @@ def _extract(config: Config, some: pa.Table, scratch: str) -> tuple[float, float
 
 
 def _look_all(config: Config, some: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Looks on all CPUs. What `look` returns, of all of them."""
+    """Runs `look` on all CPUs; returns its tables for all videos."""
     import ray
 
     num_tasks = min(num_cpus(), max(1, len(some) // PER_CPU))
@@ -201,7 +201,7 @@ def _look_all(config: Config, some: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def look(videos: pa.Table, config: extract.Config, num_kept: int) -> tuple[pa.Table, pa.Table]:
-    """Ray task: looks at one video after the other; at the first one twice, as that starts the process that decodes.
+    """Ray task: looks at one video after the other; at the first one twice, as the first time starts the decoder.
 
     Returns:
         look_s, cpu_s, status and num_faces of each; the rows of the first `num_kept`.
@@ -211,7 +211,7 @@ def look(videos: pa.Table, config: extract.Config, num_kept: int) -> tuple[pa.Ta
     kept: list[pa.Table] = []
     before_s = _cpu_s(config)
     for row in extract.look_stage(videos, config):
-        cpu_s = max(0.0, _cpu_s(config) - before_s)  # a child that died took its count with it
+        cpu_s = max(0.0, _cpu_s(config) - before_s)  # the count of a child that died is lost
         num_faces = len(row["frame_index"][0])
         told = {"look_s": row["look_s"][0].as_py(), "cpu_s": cpu_s, "status": row["status"][0].as_py()}
         looked.append(told | {"num_faces": num_faces})
@@ -230,13 +230,13 @@ def _cpu_s(config: extract.Config) -> float:
 
 def _actor() -> type:
     class Timed(extract.FeatureStage):
-        """The stage, and what a call takes."""
+        """The stage, with a method that times a call."""
 
-        def __init__(self, arguments: Sequence[Any]) -> None:  # in a tuple, as Ray would fetch what a reference is to
+        def __init__(self, arguments: Sequence[Any]) -> None:  # in a tuple, else Ray would resolve the reference
             super().__init__(*arguments)
 
         def time(self, rows: pa.Table) -> tuple[float, float]:
-            """Wall and CPU seconds."""
+            """Wall and CPU seconds of a call."""
             began, cpu_s = time.monotonic(), time.process_time()
             self(rows)
             return time.monotonic() - began, time.process_time() - cpu_s
@@ -261,20 +261,20 @@ def _sample(config: Config, measured: Measured) -> Sample:
         gpu_face_s = measured.face_s / config.gpu_speedup
     sample = Sample(
         look_s_V=measured.looked["look_s"].to_numpy(),
-        # CPU time: the network leaves gaps on the CPUs of its node, which decoding fills.
+        # CPU time, not wall time: decoding uses the time in which the network leaves CPUs idle.
         cpu_feature_s_V=None if measured.on_gpu else num_faces_V * measured.face_cpu_s,
         gpu_feature_s_V=None if gpu_face_s is None else num_faces_V * gpu_face_s,
         startup_s=0.0,
     )
     here, num = _node_here(), len(measured.looked)
     alone_s = seconds(sample, 1, here.cpus, here.gpus)[0]
-    # Not less: all faces may have been found before the network was loaded, and the parts come in a burst then.
+    # At least alone_s: if all faces are found before the network is loaded, the parts come in a burst.
     work_s = max(alone_s, measured.work_s or 0.0)
     return dataclasses.replace(sample, startup_s=max(0.0, measured.end_s - num * work_s), overhead=work_s / alone_s)
 
 
 def _tell(prices: Prices, measured: Measured, sample: Sample, total: int) -> dict[str, Any]:
-    """What holds for any cluster, and what the job would take on this one."""
+    """The figures that hold for any cluster, and the job's time on this one."""
     looked, here = measured.looked, _node_here()
     faces, look_s, look_cpu_s = (float(pc.mean(looked[name]).as_py()) for name in ("num_faces", "look_s", "cpu_s"))
     names = ("wall_s", "low_s", "high_s")
@@ -294,7 +294,7 @@ def _tell(prices: Prices, measured: Measured, sample: Sample, total: int) -> dic
         },
         "gpu_hours": None,
         "output_gb": total * measured.video_bytes / 1e9,
-        # Two rows for each CPU and two parts for each network, in the share that streaming lets them fill.
+        # Two rows per CPU and two parts per network must fit into the share of the store that streaming may fill.
         "object_store_mb": {
             "per_cpu": STORE_SHARE * 2 * measured.pixels_bytes / 1e6,
             "per_network": STORE_SHARE * 2 * extract.VIDEOS_PER_PART * measured.pixels_bytes / 1e6,
@@ -309,7 +309,7 @@ def _tell(prices: Prices, measured: Measured, sample: Sample, total: int) -> dic
 
 
 def _print(told: dict[str, Any], found: list[Offer], prices: Prices) -> None:
-    """For 80 columns, on stderr."""
+    """Prints the plan on stderr, for 80 columns."""
     from rich.console import Console
     from rich.table import Table
 
@@ -360,12 +360,12 @@ def _print(told: dict[str, Any], found: list[Offer], prices: Prices) -> None:
         )
         table.add_row(*row, "-" if one.spot_price is None else _short(one.spot_price))
     console.print(table)
-    console.print(f"\nHours are {told['overhead']:.2f} times what the stages take alone, as was seen here.")
+    console.print(f"\nHours are {told['overhead']:.2f} times what the stages take alone, as measured here.")
     if video["look_s"] > BUSY * video["look_cpu_s"]:
         share = video["look_cpu_s"] / video["look_s"]
         console.print(
-            f"Decoding had a CPU for {100 * share:.0f} % of its time only: videos come slowly, or other work is on "
-            "these machines, which an empty cluster would not have."
+            f"Decoding had a CPU for only {100 * share:.0f} % of its time: videos are read slowly, or other work "
+            "is on these machines, which would not be on an empty cluster."
         )
 
 

@@ -1,7 +1,7 @@
-"""What a measured sample of videos takes on clusters that could be had: hours, and money by a price list. Arithmetic.
+"""Hours and cost of a job on other clusters, computed from a measured sample of videos and a price list.
 
-On GPUs, finding faces (CPUs) and their features go on side by side, so the slower of the two counts. Without GPUs both
-share the CPUs, so their sum does. A start-up comes once. The boot of machines is not counted.
+With GPUs, finding faces (on CPUs) and features (on GPUs) run side by side, so the slower of the two counts. Without
+GPUs both share the CPUs, so their sum counts. Start-up is added once; the boot of machines is not counted.
 """
 
 import math
@@ -32,7 +32,7 @@ class Node(NamedTuple):
     price: float | None = None
     """Per hour, in the currency of the list."""
     spot_price: float | None = None
-    """The same where the machine may be taken back at any time."""
+    """The same for a spot machine, which may be taken back at any time."""
 
 
 class Prices(NamedTuple):
@@ -41,26 +41,26 @@ class Prices(NamedTuple):
     nodes: tuple[Node, ...]
     currency: str = ""
     head_price: float = 0.0
-    """Per hour, of the head node, which does not work."""
+    """Per hour of the head node, which processes no videos."""
     storage_price: float | None = None
-    """Of 1e9 bytes for a month."""
+    """Per 1e9 bytes and month."""
 
     @property
     def cpu_node(self) -> Node | None:
-        """That without GPUs whose CPUs are the cheapest."""
+        """The node without GPUs whose CPUs are the cheapest."""
         return min(
             (one for one in self.nodes if not one.gpus), key=lambda one: (one.price or 0) / one.cpus, default=None
         )
 
     @property
     def gpu_node(self) -> Node | None:
-        """That whose GPUs are the cheapest."""
+        """The node whose GPUs are the cheapest."""
         return min((one for one in self.nodes if one.gpus), key=lambda one: (one.price or 0) / one.gpus, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What V videos took, one value each."""
+    """Measured times of V videos, one value each."""
 
     look_s_V: Floats
     """Seconds of one CPU to decode it and find faces."""
@@ -71,11 +71,11 @@ class Sample:
     startup_s: float
     """Seconds until workers run and the network is loaded."""
     overhead: float = 1.0
-    """What a video takes of a whole cluster, against what the stages do each alone."""
+    """Time of a video when all stages run together, relative to the stages run alone."""
 
 
 class Offer(NamedTuple):
-    """A cluster, and what the job takes on it."""
+    """A cluster, and time and cost of the job on it."""
 
     nodes: str
     """Such as 2 cpu-16 + 1 gpu-1; without the head."""
@@ -88,14 +88,14 @@ class Offer(NamedTuple):
     price_low: float | None
     price_high: float | None
     spot_price: float | None
-    """With workers that may be taken back, and a head that may not."""
+    """With spot workers and an on-demand head."""
 
 
 def read_prices(location: str) -> Prices:
     """The price list in a TOML file, as cluster/prices.toml.
 
     Raises:
-        UserError: it cannot be read, or says what is not understood.
+        UserError: it cannot be read, or has unknown or invalid entries.
     """
     try:
         found = tomllib.loads(storage.read_bytes(location).decode())
@@ -111,7 +111,7 @@ def read_prices(location: str) -> Prices:
         price = found.get("storage_price_per_gb_month")
         prices = Prices(nodes, currency, head, None if price is None else float(price))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{location} is no price list as cluster/prices.toml: {error}") from error
+        raise UserError(f"{location} is not a price list like cluster/prices.toml: {error}") from error
     if unknown or prices.cpu_node is None:
         what = f"unknown {', '.join(unknown)}" if unknown else "no node without GPUs"
         raise UserError(f"{location}: {what}. See cluster/prices.toml.")
@@ -129,9 +129,9 @@ def _node(location: str, name: str, told: dict[str, Any]) -> Node:
 
 
 def offers(prices: Prices, sample: Sample, num_videos: int, counts: Sequence[int]) -> list[Offer]:
-    """Clusters of so many CPU nodes each, and of so many GPU nodes with the CPU nodes that keep them busy.
+    """Clusters of `counts` CPU nodes, and of `counts` GPU nodes with the CPU nodes that keep them busy.
 
-    Of each kind, the machine with the cheapest CPU or GPU. Intervals: 95 %, from resamples of the videos.
+    Each kind of node is that with the cheapest CPUs or GPUs. Intervals: 95 %, from resamples of the videos.
     """
     cpu_node, gpu_node = prices.cpu_node, prices.gpu_node
     shapes: list[list[tuple[int, Node]]] = []
@@ -144,7 +144,7 @@ def offers(prices: Prices, sample: Sample, num_videos: int, counts: Sequence[int
 
 
 def cpu_nodes_per_gpu_node(prices: Prices, sample: Sample) -> float:
-    """As many as keep its GPUs busy, beside its own CPUs; 0.0 if there are no such nodes or nothing is known."""
+    """CPU nodes that keep a GPU node busy, beside its own CPUs; 0.0 without such nodes or measurements."""
     cpu_node, gpu_node = prices.cpu_node, prices.gpu_node
     if not (cpu_node and gpu_node and sample.gpu_feature_s_V is not None and sample.gpu_feature_s_V.any()):
         return 0.0
@@ -175,7 +175,7 @@ def _offer(prices: Prices, sample: Sample, num_videos: int, shape: list[tuple[in
 
 
 def seconds(sample: Sample, num_videos: int, cpus: int, gpus: int) -> tuple[float, float, float]:
-    """Wall time of the job on so many CPUs and GPUs, and the ends of its interval."""
+    """Wall time of the job on these numbers of CPUs and GPUs, and the ends of its interval."""
     num = len(sample.look_s_V)
     draws_BV = np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), NUM_RESAMPLES) / num
     weight_BV = np.concatenate([np.full((1, num), 1 / num), draws_BV])

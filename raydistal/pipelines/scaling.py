@@ -1,7 +1,7 @@
-"""Limits of a job: what it asks an autoscaling cluster for, and when it stops by itself.
+"""Limits of a job: what it asks of an autoscaling cluster, and when it stops by itself.
 
-Trainings, trials and actors that wait for a CPU or a GPU make a cluster grow by waiting. Decoding does not: few of its
-tasks wait, as what they decode must find room. `demand` asks for it.
+A cluster grows for trainings, trials and actors that wait for a CPU or a GPU. It does not for decoding: few tasks are
+submitted at a time, as their output must fit into memory. So `demand` asks for the CPUs.
 """
 
 import os
@@ -18,8 +18,8 @@ from raydistal.errors import UserError
 
 VIDEOS_PER_CPU = 64  # fewer would be done before the node that brings the CPU has started
 VIDEOS_PER_ACTOR = 512  # on a GPU they take less time than the network takes to load
-MAX_CPUS = 4096  # that are asked for by name
-LOOK_EVERY_S = 5.0  # as the autoscaler does; Ray Data overwrites what is asked for every 20 s
+MAX_CPUS = 4096  # that one request asks for
+LOOK_EVERY_S = 5.0  # as often as the autoscaler; Ray Data overwrites requests every 20 s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +58,15 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def within(budget: Budget) -> Iterator[None]:
-    """Of the main thread: ends the block by `Stopped` when the budget is used up, or SIGTERM comes.
+    """Ends a block of the main thread with `Stopped` when the budget is used up or SIGTERM comes.
 
-    SIGTERM is how Kubernetes, `ray job stop` and the loss of a spot machine announce themselves.
+    Kubernetes, `ray job stop` and the loss of a spot machine announce themselves by SIGTERM.
     """
     began, why = time.monotonic(), ["it got SIGTERM"]
     is_over, is_told = threading.Event(), threading.Event()
 
     def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what follows is the way out
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the way out
         is_told.set()
         raise KeyboardInterrupt
 
@@ -81,7 +81,7 @@ def within(budget: Budget) -> Iterator[None]:
     threading.Thread(target=watch, daemon=True, name="budget").start()
     try:
         yield
-    except KeyboardInterrupt as error:  # Ray makes another one of it
+    except KeyboardInterrupt as error:  # Ray may have raised another one in its place
         if is_told.is_set():
             raise Stopped(why[-1]) from error
         raise
@@ -91,7 +91,7 @@ def within(budget: Budget) -> Iterator[None]:
 
 
 def tell_wait(who: str, needed: Mapping[str, float]) -> None:
-    """Says on stderr if the cluster has less than is needed, by the name of the resource."""
+    """Says on stderr which of the `needed` resources, by name, the cluster does not have yet."""
     import ray
 
     there = ray.cluster_resources()
@@ -104,11 +104,11 @@ def tell_wait(who: str, needed: Mapping[str, float]) -> None:
 
 
 class Growth:
-    """The size of a cluster, and the size that a job may grow it to; updated while there is a `demand`.
+    """The size of a cluster, and the size that a job may grow it to. Updated during a `demand`.
 
     Args:
         max_nodes: as in the budget.
-        on_gpu: whether some of the nodes are to have a GPU: a quarter of those to come, and one if there is none.
+        on_gpu: whether some new nodes shall have a GPU: a quarter of them, and at least one if there is none.
     """
 
     def __init__(self, max_nodes: int = 0, on_gpu: bool = False) -> None:
@@ -120,7 +120,7 @@ class Growth:
             self.look()
 
     def look(self) -> None:
-        """Updates the numbers from the cluster."""
+        """Updates the numbers from the cluster's state."""
         import ray
 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -128,20 +128,20 @@ class Growth:
         self.cpus, self.num_working = sum(sizes), len(sizes)
         self.gpus = int(sum(node.get("GPU", 0) for node in alive))
         self.num_to_come = max(0, self.max_nodes - len(alive))
-        # Whoever asks for one CPU gets one node, of whatever size; the next look knows it.
+        # A request for one CPU brings a node of unknown size; the next look will see it.
         num_with_cpus = max(0, self.num_to_come - max(0, self.max_gpus - self.gpus))
         self.max_cpus = self.cpus + num_with_cpus * min(sizes, default=1) if self.max_nodes else sys.maxsize
 
     def cpus_wanted(self, num_videos: int) -> int:
-        """CPUs that so many videos would keep busy, and that are there or may come."""
+        """CPUs, present or to come, that so many videos would keep busy."""
         return max(1, min(-(-num_videos // VIDEOS_PER_CPU), self.max_cpus, MAX_CPUS))
 
     def cpus_for(self, num_videos: int) -> int:
-        """CPUs that work on so many videos is to be divided for."""
+        """CPUs among which work on so many videos should be divided."""
         return max(self.cpus, self.cpus_wanted(num_videos))
 
     def tasks_for(self, needed: Mapping[str, float]) -> int:
-        """Tasks that there may be at once, each of which needs that and may bring a node."""
+        """Most tasks to run at once, if each needs these resources and may bring a node."""
         import ray
 
         if not self.max_nodes:
@@ -152,7 +152,7 @@ class Growth:
         return max(1, fitting + self.num_to_come)
 
     def actors_for(self, num_videos: int) -> tuple[int, int]:
-        """Actors with networks, one per GPU or per node: so many from the start, and up to so many."""
+        """Number of actors with networks, one per GPU or per node: at the start, and at most."""
         if self.on_gpu:
             now, most = self.gpus, self.max_gpus
         else:
@@ -162,9 +162,9 @@ class Growth:
 
 @contextmanager
 def demand(growth: Growth, num_videos: int) -> Iterator[None]:
-    """Asks the autoscaler for the CPUs that so many videos can use, if there is one; takes it back at the end.
+    """Asks the autoscaler, if any, for the CPUs that so many videos can use; withdraws the request at the end.
 
-    What a job that is killed asked for, Ray Data takes back: it overwrites it every 20 s.
+    The request of a killed job does not last: Ray Data overwrites it every 20 s.
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -179,7 +179,7 @@ def demand(growth: Growth, num_videos: int) -> Iterator[None]:
                 if asked or growth.cpus_wanted(num_videos) > growth.cpus:
                     asked = growth.cpus_wanted(num_videos)
                     request_resources(bundles=[{"CPU": 1}] * asked)
-            except Exception as error:  # a wish: the job goes on without it
+            except Exception as error:  # only a wish: the job goes on without it
                 print(f"raydistal: could not ask the cluster to grow: {error}", file=sys.stderr)
         if asked:
             request_resources(bundles=[])

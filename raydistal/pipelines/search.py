@@ -1,10 +1,10 @@
-"""videos, faces, ranking -> trials: many small detectors, to find the one that is worth having.
+"""videos, faces, ranking -> trials: trains many small detectors to find the best one.
 
     space -> strategy (grid, Optuna, bisection) -> points x seeds -> trials, as many at once as the cluster has room for
     a trial: train (on a share of the ranking, with teachers) -> prune -> export as int8 -> measure on val -> a row
 
-A row is written when its trial ends. A rerun of the same command runs what has no row, and goes on inside of what was
-begun; a wider space, more seeds or another strategy use the rows that are there.
+A row is written when its trial ends. A rerun of the same command runs the trials without a row, and resumes those that
+had begun; a wider space, more seeds or another strategy reuse the rows.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ TUNE_FOLDER = "ray-tune"
 STEPS = 16  # that a bisection divides a range into
 TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0: Tune prints nothing
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nor writes results, which are rows
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a trial is its row
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search, as it does every other verb
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nor does it write results: they are our rows
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a trial holds its row, not the metric
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search, as it ends every other verb
 }
 REDUCTION = 3  # of every three trials that reach a rung, early stopping lets the best one on
 
@@ -136,7 +136,7 @@ class Config:
         return point | {name: values[name] for name in schemas.KD_SETTINGS[self.teaching.kd] if name in values}
 
     def objectives(self) -> dict[str, bool]:
-        """Columns of a trial that matter: whether more is better."""
+        """The columns of a trial to optimise, and whether more is better."""
         names = {self.metric: True, self.cost: False}
         return names | {one.name: False for one in self.parsed() if one.name == "data" and len(one.values) != 1}
 
@@ -147,8 +147,8 @@ def run(config: Config) -> dict[str, Any]:
     A trial that fails is a row; the others go on, and a rerun tries it again.
 
     Raises:
-        UserError: no tables, crops or ranking, no val faces of both classes, an unknown architecture or weights, a
-            teacher that does not fit, rows that were made with other settings; before any trial. If all trials fail.
+        UserError: before any trial: no tables, crops or ranking, no val faces of both classes, an unknown architecture
+            or weights, an unsuitable teacher, rows made with other settings. At the end: all trials failed.
     """
     from raydistal.report import search as report
     from raydistal.search.findings import answer, summarize
@@ -190,7 +190,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _absolute(config: Config) -> Config:
-    """The same, for processes in other folders."""
+    """The config with absolute paths, for processes in other folders."""
     training = config.training
     if training.weights not in ("imagenet", "random"):
         training = dataclasses.replace(training, weights=storage.absolute(training.weights))
@@ -210,7 +210,7 @@ def _job(config: Config, val: pa.Table) -> Job:
 
 
 def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
-    """What all trials have in common: their rows are comparable exactly when this is the same."""
+    """The settings common to all trials: rows are comparable exactly if these are equal."""
     from raydistal.compression.teaching import find_teachers
     from raydistal.detector import zoo
     from raydistal.detector.comparison import MIN_GROUPS
@@ -244,7 +244,7 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
 
 
 def _read_rows(place: str, settings: dict[str, Any]) -> list[Row]:
-    """What earlier runs left. Raises UserError if it was made with other settings."""
+    """Rows of earlier runs. Raises UserError if they were made with other settings."""
     rows: list[Row] = []
     names = tables.part_names(place)
     for name, table in zip(names, tables.read_parts(place, names), strict=True):
@@ -260,7 +260,7 @@ def _write_row(place: str, row: Row, settings: dict[str, Any], claim: tables.Cla
 
 
 def _teach(config: Config) -> None:
-    """Lets the teachers look at every face once, where all trials and epochs show them the same."""
+    """Caches the teachers' outputs, if all trials and epochs show them the same faces."""
     teaching, student = config.teaching, config.training.to_train(config.data, "", config.architecture)
     is_cached = teaching.outputs == "cached" or (teaching.outputs == "auto" and not student.augments)
     if teaching.teachers and is_cached:
@@ -269,7 +269,7 @@ def _teach(config: Config) -> None:
 
 
 def _keep_ranking(config: Config, videos: pa.Table) -> None:
-    """Keeps the ranking, from which every trial cuts its set, if the space varies the share of the data.
+    """Copies the ranking that every trial cuts its set from, if the space varies the share of the data.
 
     Raises:
         UserError: there is no ranking, it is not of this run, or it changed since an earlier run.
@@ -297,7 +297,7 @@ def _keep_ranking(config: Config, videos: pa.Table) -> None:
 
 
 def _agenda(config: Config, job: Job, known: list[Row]) -> "tuple[Agenda, Bisection | None, Judge]":
-    """What is to be done, given the rows of earlier runs: failed trials, and such as were stopped early, anew."""
+    """What to run, given the rows of earlier runs; failed trials, and some that were stopped early, are run again."""
     from raydistal.detector import checkpoint
     from raydistal.search.findings import Judge
     from raydistal.search.strategies import Bisection, Sampled
@@ -321,10 +321,10 @@ def _agenda(config: Config, job: Job, known: list[Row]) -> "tuple[Agenda, Bisect
 
 
 def _is_of(config: Config, point: Point) -> bool:
-    """True if this search may come to the point."""
+    """True if the point belongs to this search."""
     if config.strategy != "bisect" or config.bisected() != "data":
         return spaces.contains(config.parsed(), config.defaults(), point)
-    space = tuple(one for one in config.parsed() if one.name != "data")  # with the references, which lie outside
+    space = tuple(one for one in config.parsed() if one.name != "data")  # with the references, outside of it
     return spaces.contains(space, config.defaults() | {name: point[name] for name in ("data", "set")}, point)
 
 
@@ -352,7 +352,7 @@ def _strategy(config: Config, judge: "Judge", seed: int) -> "Strategy":
 
 
 def _values(config: Config, rows: Sequence[Row]) -> list[float] | None:
-    """What a strategy is told: means over seeds; None if a trial failed."""
+    """The values that a strategy is told: means over seeds; None if a trial failed."""
     if any(row["status"] == "failed" for row in rows):
         return None
     names = config.objectives() if config.strategy == "pareto" else [config.metric]
@@ -375,16 +375,16 @@ def _resources(config: Config) -> dict[str, float]:
 
 
 def _sweep(config: Config, job: Job, agenda: Agenda, write: Callable[[Row], None]) -> None:
-    """Ray Tune runs what the agenda says; each result is written as it comes."""
+    """Runs the agenda with Ray Tune; each result is written as it comes."""
     os.environ |= TUNE_SETTINGS
     from ray import tune
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # whatever ends a trial is in its row
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors of a trial are in its row
     resources = _resources(config)
     tell_wait("search: a trial", needed := {name.upper(): num for name, num in resources.items()})
     room = partial(Growth(config.budget.max_nodes).tasks_for, needed)
     filesystem, path = storage.resolve(job.out)
-    storage.delete_folder(storage.join(job.out, TUNE_FOLDER))  # of a killed run
+    storage.delete_folder(storage.join(job.out, TUNE_FOLDER))  # left by a killed run
     trouble: list[Exception] = []
     with Live([one.name for one in config.parsed()], config.metric, _num_trials(config)) as live:
         tune.Tuner(
@@ -393,14 +393,14 @@ def _sweep(config: Config, job: Job, agenda: Agenda, write: Callable[[Row], None
                 search_alg=_searcher(agenda, live, write, trouble, room),
                 scheduler=_scheduler(config),
                 num_samples=-1,  # until the agenda is finished
-                reuse_actors=False,  # a trial that is stopped leaves a thread behind that still trains
+                reuse_actors=False,  # an early-stopped trial leaves a thread behind that goes on training
             ),
             run_config=tune.RunConfig(
                 name=TUNE_FOLDER,
                 storage_path=path,
                 storage_filesystem=filesystem,
                 verbose=0,
-                # Of processes: a node may be lost, while what the trial itself runs into is its row.
+                # For lost processes and nodes only: errors of the trial itself end up in its row.
                 failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
             ),
         ).fit()
@@ -410,7 +410,7 @@ def _sweep(config: Config, job: Job, agenda: Agenda, write: Callable[[Row], None
 
 
 def _num_trials(config: Config) -> int:
-    """0: nobody knows."""
+    """Number of trials; 0: not known in advance."""
     if config.strategy == "grid":
         return len(spaces.points(config.parsed(), config.defaults())) * config.seeds
     return 0 if config.strategy == "bisect" else config.num_trials * config.seeds
@@ -426,7 +426,7 @@ def _scheduler(config: Config) -> Any:
         time_attr="epoch",
         metric="score",
         mode="max",
-        max_t=epochs + 1,  # at which it would stop everything: never, as pruning follows
+        max_t=epochs + 1,  # ASHA stops every trial at max_t; pruning has to follow, so it is never reached
         reduction_factor=REDUCTION,
         stop_last_trials=False,
     )
@@ -435,9 +435,9 @@ def _scheduler(config: Config) -> Any:
 def _searcher(
     agenda: Agenda, live: Live, write: Callable[[Row], None], trouble: list[Exception], room: Callable[[], int]
 ) -> Any:
-    """What Tune asks for trials, and tells of them: up to `room()` at once.
+    """The Searcher that gives Tune trials, up to `room()` at once, and takes their results.
 
-    What goes wrong here joins `trouble`, and ends the search.
+    Exceptions in it are added to `trouble`, and end the search.
     """
     from ray.tune.search import Searcher
 
@@ -446,7 +446,7 @@ def _searcher(
             super().__init__(metric="score", mode="max")
             self.trials: dict[str, Trial] = {}
 
-        def suggest(self, trial_id: str) -> Any:  # a config, None: ask again, FINISHED
+        def suggest(self, trial_id: str) -> Any:  # a config; None: ask again later; or FINISHED
             is_over = trouble or agenda.is_finished
             trial = None if is_over or len(agenda.running) >= room() else agenda.next()
             if trial is None:
@@ -460,7 +460,7 @@ def _searcher(
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             trial = self.trials[trial_id]
-            try:  # Tune would take an exception for one of the trial's
+            try:  # Tune would take an exception here for one of the trial
                 row = _row(trial, result, error)
                 write(row)
                 agenda.finish(trial, row)
@@ -469,7 +469,7 @@ def _searcher(
                 trouble.append(raised)
 
         def __reduce__(self) -> Any:
-            """Tune keeps a copy to go on from; a rerun goes on from the rows."""
+            """Nothing: Tune pickles it in order to resume, but a rerun resumes from the rows."""
             return dict, ()
 
         def save(self, checkpoint_path: str) -> None:
@@ -482,7 +482,7 @@ def _searcher(
 
 
 def _run_trial(given: dict[str, Any], job: Job) -> None:
-    """In a process of its own."""
+    """Runs one trial, in a process of its own."""
     import torch
     from ray import tune
 
@@ -492,7 +492,7 @@ def _run_trial(given: dict[str, Any], job: Job) -> None:
 
 
 def _row(trial: Trial, result: dict[str, Any] | None, is_error: bool) -> Row:
-    """What came of a trial."""
+    """The row of a trial that ended."""
     if result and "row" in result and not is_error:
         return dict(json.loads(result["row"]))
     row = {"trial": trial.id, "seed": trial.seed, **trial.point}
@@ -507,7 +507,7 @@ def _row(trial: Trial, result: dict[str, Any] | None, is_error: bool) -> Row:
 
 
 def _about(config: Config, videos: pa.Table, rows: list[Row]) -> dict[str, Any]:
-    """What `trials/_table.json` says of the search beside its results."""
+    """What `trials/_table.json` says about the search, besides its results."""
     used = videos.filter(pc.is_in(videos["split"], pa.array(["train", "val"])))
     datasets = sorted(set(used["dataset"].to_pylist()))
     num = tables.count_classes(used.filter(pc.equal(used["split"], "val"))["label"])
@@ -523,7 +523,7 @@ def _about(config: Config, videos: pa.Table, rows: list[Row]) -> dict[str, Any]:
 
 
 def _print(config: Config, info: dict[str, Any]) -> None:
-    """The points worth having and the answer of a bisection, on stderr, for 80 columns."""
+    """Prints the Pareto front and the answer of a bisection on stderr, for 80 columns."""
     from rich.console import Console
     from rich.markup import escape
 

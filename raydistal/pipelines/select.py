@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from raydistal.selection.probe import Probes
 
 PROBE_BYTES = 512 << 20  # float32 features that a probe is trained on; a larger table is sampled
-NUM_SHOWN = 24  # least uncertain frames kept for the report's contact sheet
+NUM_SHOWN = 24  # least uncertain frames to keep for the report's contact sheet
 NUM_BINS = 40
 VIDEOS_PER_BATCH = 16
-ROWS_AT_ONCE = 1 << 16  # as Python objects
-PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
+ROWS_AT_ONCE = 1 << 16  # to hold as Python objects
+PARTS_PER_TASK = 64  # few, so that losing a task with its node costs little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Runs what is not up to date and returns the job's summary.
+    """Makes the tables that are not up to date and returns the job's summary.
 
     Raises:
         UserError: no tables, an unfinished `faces` table, no faces of one class, too few groups for the probe.
@@ -119,7 +119,7 @@ def _videos(config: Config) -> pa.Table:
 
 
 def _settings(config: Config, videos: pa.Table) -> dict[str, dict[str, Any]]:
-    """What each table depends on; a table made with the same settings is up to date."""
+    """The settings that each table depends on; a table made with the same ones is up to date."""
     faces = tables.faces_info(config.out)
     if faces["config"].get("backbone") == "none":
         raise UserError(
@@ -159,7 +159,7 @@ def _is_current(location: str, settings: tables.Config) -> bool:
 
 
 def _rank(config: Config, videos: pa.Table, settings: dict[str, dict[str, Any]], place: dict[str, str]) -> None:
-    """Writes uncertainty, representative and ranking, as far as they are not up to date."""
+    """Writes those of uncertainty, representative and ranking that are not up to date."""
     from raydistal.selection.ranking import mean_uncertainty, rank_videos
     from raydistal.selection.representative import MostUncertain, shortage
 
@@ -214,7 +214,7 @@ def _score(config: Config, videos: pa.Table, settings: tables.Config, out: str) 
             _score_parts(config, videos, settings, out, _fit(config, _sample(config, videos)))
     rounds = [schemas.REPRESENTATIVE.empty_table()]
     for number, num_new in enumerate(round_sizes(config.frames // 2, config.rounds) if config.rounds > 1 else []):
-        if number == 0:  # no probe yet: a random sample, as active learning begins everywhere
+        if number == 0:  # no probe yet: a random sample, the usual start of active learning
             _score_parts(dataclasses.replace(config, strategy="random", rounds=1), videos, settings, out, None)
         else:
             _score_parts(config, videos, settings, out, _fit(config, _sample(config, videos, numbered(rounds))))
@@ -253,13 +253,13 @@ def _sample(config: Config, videos: pa.Table, only: pa.Table | None = None) -> p
 
 
 def _sample_part(faces: pa.Table, videos: pa.Table, only: pa.Table | None, share: float, seed: int) -> pa.Table:
-    """One row per face, of those that are wanted."""
+    """One row per chosen face."""
     from raydistal.selection.draws import sample_key, uniform
 
     frames = tables.explode_faces(_join(faces, videos.select(["video_id", "label", "group_id", "fold"])))
     if only is not None:
         return frames.filter(pc.is_in(_frame_name(frames), _frame_name(only)))
-    key_N = sample_key(frames["video_id"], frames["frame_index"].to_numpy(), seed + 1)  # not those of "random"
+    key_N = sample_key(frames["video_id"], frames["frame_index"].to_numpy(), seed + 1)  # not the keys of "random"
     return frames.filter(pa.array(uniform(key_N) < share))
 
 
@@ -298,7 +298,7 @@ def _score_part(faces: pa.Table, videos: pa.Table, strategy: Strategy, seed: int
 def _spread(config: Config, videos: pa.Table, settings: tables.Config, out: str) -> None:
     """k-center greedy over all faces of a class, on the driver, on projected features; writes the uncertainty table.
 
-    A face's "uncertainty" is its distance to the nearest centre, when it was selected or in the end.
+    A face's "uncertainty" is its distance to the nearest centre: at its selection, or in the end.
     """
     from raydistal.selection.diversity import k_center_greedy
 
@@ -341,9 +341,9 @@ def _over_parts(
     write_to: tuple[str, tables.Config] | None = None,
     with_features: bool = True,
 ) -> Iterator[pa.Table]:
-    """function(faces, *arguments) for every batch of the faces table, on all nodes; a table per task as they come.
+    """Runs function(faces, *arguments) on every batch of the faces table, on all nodes; yields a table per task.
 
-    The first of the arguments is a table of videos; the function gets those of the task, and others have no part in it.
+    The first of the arguments is a table of videos. The function gets those of its task, and leaves out other faces.
     With `write_to` (a table and its config) the rows become a part of that table, and only video_id comes back.
     """
     connect()
@@ -354,7 +354,7 @@ def _over_parts(
     num_tasks = min(len(names), max(4 * num_cpus(), len(names) // PARTS_PER_TASK))
     columns = ["video_id", "frame_index", *(["feature"] if with_features else [])]
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(_over_some_parts)
-    shared = ray.put((function, arguments, write_to))  # once, not with every task
+    shared = ray.put((function, arguments, write_to))  # sent once, not with every task
     waiting = [task.remote(location, names[n::num_tasks], columns, shared) for n in range(num_tasks)]
     with Progress(f"select: {title}", len(names), unit="parts") as progress:
         while waiting:
@@ -372,7 +372,7 @@ def _over_some_parts(
 ) -> tuple[int, pa.Table]:
     function, (videos, *arguments), write_to = shared
     there = pa.concat_tables(tables.read_parts(location, names, ["video_id"]))["video_id"]
-    # Once per task: to look for the 16 of each batch among a million takes longer than all else.
+    # Once per task: finding the 16 videos of each batch among a million would take longer than all else.
     videos = videos.filter(pc.is_in(videos["video_id"], there))
     results = []
     for name in names:

@@ -1,6 +1,6 @@
 """videos, faces, distilled -> one file that names what to take from which video, and holds no face.
 
-    videos -> digest of each source (tasks) -> sources, the ledger: a rerun reads only what it lacks
+    videos -> digest of each source (tasks) -> sources, the ledger: a rerun reads only files that it lacks
     faces  -> digest of each crop (tasks), with frame and box -> the file
 
 Receivers rebuild the set from their own copy of the dataset (raydistal materialize) and check it (raydistal verify).
@@ -49,7 +49,7 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Writes the file and returns a summary. The same set gives the same bytes.
 
-    A video whose source cannot be read is left out, and counted; a rerun tries it again.
+    Videos whose source cannot be read are left out and counted; a rerun tries them again.
 
     Raises:
         UserError: no tables, no crops, a video that has no row in `faces`, or no source at all can be read.
@@ -88,7 +88,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _videos(config: Config, chosen_by: str) -> pa.Table:
-    """DISTILLED with the videos that go along, whose rank is null; and path."""
+    """Rows of DISTILLED with path, and the videos of `also`, whose rank is null."""
     from raydistal.sharing.manifest import public_group, relative_path
 
     chosen = tables.read_table(chosen_by, "select")
@@ -105,7 +105,7 @@ def _videos(config: Config, chosen_by: str) -> pa.Table:
 
 
 def _digest_sources(config: Config, location: str, videos: pa.Table) -> pa.Table:
-    """SOURCES of those videos that can be read; digests what an earlier run did not."""
+    """SOURCES of the videos that can be read; digests those that earlier runs did not."""
     with tables.sole_writer(location) as claim:
         ledger = tables.read_ledger(location, LEDGER)
         if tables.drop_failed(location, LEDGER):
@@ -140,7 +140,7 @@ def digest_stage(videos: pa.Table, claim: tables.Claim) -> pa.Table:
 
 
 def _with_faces(config: Config, videos: pa.Table, faces: str, size_px: int) -> pa.Table:
-    """SHARED of `videos`, which lack only what `faces` tells."""
+    """SHARED: `videos` with the columns that come from `faces`."""
     blocks = by_parts(videos.select(["video_id", "part"]), num_cpus())
     stage = partial(faces_stage, faces=faces, size_px=size_px)
     told = []
@@ -156,7 +156,7 @@ def _with_faces(config: Config, videos: pa.Table, faces: str, size_px: int) -> p
 
 
 def faces_stage(videos: pa.Table, faces: str, size_px: int) -> Iterator[pa.Table]:
-    """Rows with video_id and part -> what SHARED takes of their faces."""
+    """Rows with video_id and part -> the columns of SHARED that come from their faces."""
     from raydistal.sharing.sources import crop_digest
 
     names = ["status", "num_frames_seen", "frame_index", "pts_s", "box_xyxy_px", "detection_score"]

@@ -1,6 +1,6 @@
-"""What a folder holds and how far the job on it is: from its tables alone, while they are written and after.
+"""What a folder holds and how far the job on it is, from its tables alone, while they are written and afterwards.
 
-Needs no cluster and nothing of the job but its folder, so it answers when the job is dead, and on another machine.
+Needs no cluster and nothing but the job's folder, so it also works on another machine, and when the job is dead.
 """
 
 import json
@@ -26,7 +26,7 @@ from raydistal.errors import UserError
 Floats = npt.NDArray[np.float64]
 Told = dict[str, Any]
 
-WINDOW_S = 600  # that the rate is taken from
+WINDOW_S = 600  # for the rate
 NUM_REASONS = 5
 STALE_S = tables.BEAT_S * tables.BEATS_UNTIL_STALE
 DETECTOR, CHECKPOINT = "detector.json", "checkpoint.pt"
@@ -46,7 +46,7 @@ def run(config: Config) -> Told:
     """Prints a table on stderr and returns what it says.
 
     Raises:
-        UserError: the folder holds nothing of ours, or cannot be listed.
+        UserError: the folder holds nothing that raydistal wrote, or cannot be listed.
     """
     out = storage.absolute(config.out)
     names = storage.list_files(out)
@@ -84,7 +84,7 @@ def run(config: Config) -> Told:
 
 
 def _writers(out: str, names: list[str]) -> list[Told]:
-    """Who holds the folder or a table in it, and the time since the last sign of life."""
+    """The processes that claim the folder or a table in it, and the time since their last sign of life."""
     found = []
     for name in names:
         table, _, last = name.rpartition("/")
@@ -93,7 +93,7 @@ def _writers(out: str, names: list[str]) -> list[Told]:
         filesystem, path = storage.resolve(storage.join(out, name))
         try:
             held = json.loads(storage.read_bytes(storage.join(out, name)))
-        except FileNotFoundError:  # given back in this moment
+        except FileNotFoundError:  # the claim was just released
             continue
         silent_s = max(0.0, time.time() - (filesystem.get_file_info(path).mtime_ns or 0) * 1e-9)
         told = {"table": table, "host": held["host"], "pid": held["pid"]}
@@ -112,7 +112,7 @@ def _videos(location: str) -> Told:
 
 
 def _faces(location: str, num_videos: int | None, is_alive: bool) -> Told:
-    """Counts, reasons of failures, and the rate of the last minutes before the last part."""
+    """Counts, reasons for failures, and the rate in the minutes before the last part."""
     written_s = _written_s(location)
     with ThreadPoolExecutor(tables.READERS) as pool:  # many small reads: the wait is the store's latency
         parts = list(pool.map(partial(_read, location, columns=["status", "error", "frame_index"]), written_s))
@@ -153,9 +153,9 @@ def _read(location: str, name: str, columns: list[str] | None = None) -> pa.Tabl
 
 
 def _rate(at_s: Floats, num: npt.NDArray[np.int64]) -> float:
-    """Rows per second in the WINDOW_S before the last part; 0.0: they are too few to tell.
+    """Rows per second in the WINDOW_S before the last part; 0.0: too few parts to tell.
 
-    The first part of the window only says when it begins: how long its rows took is not known.
+    The first part only marks the beginning of the window: how long its rows took is not known.
     """
     at_s, num = at_s[order := np.argsort(at_s)], num[order]
     is_in = at_s >= at_s[-1] - WINDOW_S
@@ -164,7 +164,7 @@ def _rate(at_s: Floats, num: npt.NDArray[np.int64]) -> float:
 
 
 def _reasons(rows: pa.Table) -> list[Told]:
-    """The most frequent errors, each told by its first one: they differ by paths, names and numbers."""
+    """The most frequent errors, each shown by one example, as they differ in paths, names and numbers."""
     failed = rows.filter(pc.invert(pc.is_in(rows["status"], pa.array(tables.FINAL)))).select(["status", "error"])
     counts: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], str] = {}
@@ -176,7 +176,7 @@ def _reasons(rows: pa.Table) -> list[Told]:
 
 
 def _trials(location: str) -> Told:
-    """Of a search: a row is there when its trial has ended."""
+    """The state of a search: a row is written when its trial has ended."""
     parts = [_read(location, name) for name in tables.part_names(location)]
     rows = [row for part in parts if part is not None for row in part.to_pylist()]
     told: Told = {"done": len(rows), "complete": bool(tables.read_info(location))}
@@ -190,7 +190,7 @@ def _trials(location: str) -> Told:
 
 
 def _verdicts(location: str) -> Told:
-    """Of `detect`: a row is there when its video is done."""
+    """The state of `detect`: a row is written when its video is done."""
     parts = [_read(location, name, ["status", "verdict"]) for name in tables.part_names(location)]
     kinds = [
         kind for part in parts if part is not None for kind in pc.coalesce(part["verdict"], part["status"]).to_pylist()
@@ -209,7 +209,7 @@ def _finished(location: str) -> Told:
 
 
 def _under_way(location: str) -> Told:
-    """What its checkpoint says, without its weights: a few small reads of a large file."""
+    """The state of a training, from its checkpoint without the weights: a few small reads of a large file."""
     filesystem, path = storage.resolve(storage.join(location, CHECKPOINT))
     with filesystem.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -225,7 +225,7 @@ def _measured(row: Told) -> Told:
 
 
 class _Skim(pickle.Unpickler):
-    """What torch.save wrote, with None for its tensors. Runs nothing that the file names."""
+    """Reads what torch.save wrote, with None in place of tensors. Runs no code that the file names."""
 
     def find_class(self, _module: str, name: str) -> Any:
         return OrderedDict if name == "OrderedDict" else lambda *_: None
@@ -238,7 +238,7 @@ class _Skim(pickle.Unpickler):
 
 
 def _print(found: Told) -> None:
-    """For 80 columns, on stderr."""
+    """Prints the state on stderr, for 80 columns."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -255,7 +255,7 @@ def _print(found: Told) -> None:
 
 
 def _lines(found: Told) -> list[tuple[str, list[str]]]:
-    """What is said of each thing that was found."""
+    """The lines to print about each thing that was found."""
     said: list[tuple[str, list[str]]] = []
     if videos := found.get("videos"):
         splits = [
@@ -327,7 +327,7 @@ def _of_writer(writer: Told) -> str:
     if writer["alive"]:
         return f"{who}: alive"
     silent = _duration(writer["silent_s"])
-    return f"{who}: silent for {silent}. Killed, or cut off; the same command goes on with the rest"
+    return f"{who}: silent for {silent}. Killed or disconnected; the same command goes on with the rest"
 
 
 def _duration(seconds: float) -> str:

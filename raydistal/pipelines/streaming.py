@@ -1,6 +1,6 @@
-"""How Ray Data runs the stages of a pipeline: all CPUs at work, and no stage far ahead of the next one.
+"""Runs the stages of a pipeline with Ray Data: all CPUs are busy, and no stage runs far ahead of the next.
 
-Also the stage that several have: from encoded to decoded crops.
+Also holds a stage that several pipelines share: from encoded to decoded crops.
 """
 
 import os
@@ -22,35 +22,36 @@ from raydistal.errors import UserError
 from raydistal.pipelines.scaling import Growth, demand
 from raydistal.pipelines.telemetry import add_seconds, log_failure
 
-VIDEOS_PER_READ = 4  # encoded crops in memory; decoded ones leave video by video
-PARTS_PER_TASK = 64  # so that a task that is lost with its node costs little
-ONE_PER_NODE = "node:__internal_implicit_resource_raydistal_"  # every node has 1 of what begins so; Ray Serve's trick
-ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, because a lost node takes one
+VIDEOS_PER_READ = 4  # their encoded crops are in memory at once; decoded ones are passed on video by video
+PARTS_PER_TASK = 64  # few, so that losing a task with its node costs little
+ONE_PER_NODE = "node:__internal_implicit_resource_raydistal_"  # each node has 1 of any such name; Ray Serve's trick
+ATTEMPTS = 4  # finite, so that a task that always dies stops the job; several, as a lost node uses one up
 
 
 def bound_queues(growth: Growth) -> None:
-    """Sets up the datasets that this process makes from now on, for a cluster that may grow so far.
+    """Configures the datasets that this process makes from now on, for a cluster that may grow as `growth` says.
 
-    With its reservations, Ray Data lets two CPUs decode one video at a time; without them it lets decoded crops pile up
-    without end. So: no reservations, and a bound of our own.
+    With Ray Data's reservations, two CPUs decode only one video at a time; without them, decoded crops pile up without
+    end. So we use no reservations, and a bound of our own.
     """
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.op_resource_reservation_enabled = False
     context.set_config("backpressure_policies.enabled", [policy(growth)])
-    # Ray Data asks for more nodes as well: not if there is a limit, which it does not know.
+    # Ray Data asks for more nodes too. It must not if there is a limit, which it does not know.
     limits = {"cpu": max(1, growth.cpus)} if growth.max_nodes else {}
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(**limits)
-    context.raise_original_map_exception = True  # a UserError of an actor would come as an exception of Ray's
-    # Retries have no other way in yet; Ray 2.64, which our range excludes, wants one.
+    context.raise_original_map_exception = True  # else a UserError in an actor would become an exception of Ray's
+    # There is no other way yet to set retries; Ray 2.64, which our range excludes, will require one.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
 
 
 def network_actors(num_workers: int, num_videos: int, growth: Growth) -> dict[str, Any]:
-    """Options of `map_batches` for a stage whose actors hold networks; 0: one per GPU, without GPUs one per node.
+    """Options of `map_batches` for a stage whose actors hold networks.
 
-    Actors that wait make a cluster grow. Those of 0 become more when videos wait for them, up to as many as are of use.
+    With `num_workers` 0 there is one per GPU, or without GPUs one per node, and more are started while videos wait for
+    them, as far as they are of use. Actors that wait for resources make a cluster grow.
     """
     import ray
     import ray.data
@@ -58,16 +59,16 @@ def network_actors(num_workers: int, num_videos: int, growth: Growth) -> dict[st
     min_size, max_size = growth.actors_for(num_videos)
     options: dict[str, Any] = {
         "compute": ray.data.ActorPoolStrategy(min_size=num_workers or min_size, max_size=num_workers or max_size),
-        # On CPUs the networks share the cores with decoding: reserving some would idle them half of the time.
+        # On CPUs the networks share the cores with decoding: reserved cores would idle half of the time.
         "num_cpus": 0,
         "num_gpus": int(growth.on_gpu),
         "max_restarts": ATTEMPTS,
-        "max_task_retries": -1,  # tries fail by the moment until the loss of a node is noticed; max_restarts ends them
+        "max_task_retries": -1,  # retries fail fast until Ray notices a lost node; max_restarts is the limit
     }
     if not growth.on_gpu and not num_workers:
-        options["resources"] = {ONE_PER_NODE + uuid.uuid4().hex: 1}  # of this stage: jobs share nodes
+        options["resources"] = {ONE_PER_NODE + uuid.uuid4().hex: 1}  # unique to this stage: jobs may share nodes
     if idle := [node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU")]:
-        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(idle)})"}  # a head that is not to work
+        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(idle)})"}  # not on a head without CPUs
     return options
 
 
@@ -88,14 +89,14 @@ def look_at_faces(
     num_workers: int,
     growth: Growth,
 ) -> Iterator[pa.Table]:
-    """`videos` (video_id, part and others) -> `decode_stage` on all CPUs -> the actors `stage` -> what they give.
+    """`videos` (video_id, part and others) -> `decode_stage` on all CPUs -> the actors `stage` -> their output.
 
     Args:
         videos: as `decode_stage` takes them.
         faces: location of the table that holds the crops.
-        sizes_px: in which the stage wants them.
+        sizes_px: sizes of the crops that the stage needs.
         stage: class of an actor that holds networks; called with some rows of `decode_stage`.
-        stage_arguments: what it is made with.
+        stage_arguments: for its constructor.
         videos_per_call: rows that the stage gets at once.
         num_workers: as for `network_actors`.
         growth: of the cluster.
@@ -117,7 +118,7 @@ def through_actors(
     num_workers: int,
     growth: Growth,
 ) -> Iterator[pa.Table]:
-    """`blocks` of videos -> a task for each, `look`, on all CPUs -> the actors `stage` -> what they give.
+    """`blocks` of videos -> a task `look` for each, on all CPUs -> the actors `stage` -> their output.
 
     Args:
         blocks: rows of videos.
@@ -136,7 +137,7 @@ def through_actors(
     bound_queues(growth)
     num_videos = sum(map(len, blocks))
     dataset = (
-        # from_arrow would run a task for each of them first, and the cluster grow for these.
+        # from_arrow would first run a task for each block, for which the cluster would grow.
         ray.data.from_blocks(blocks)
         .map_batches(
             look,
@@ -161,13 +162,13 @@ def through_actors(
 
 
 def as_raised(error: UserError) -> UserError:
-    """What a worker raised, without the traceback that Ray and the hint at retries that Ray Data put into it."""
+    """The error of a worker, less Ray's traceback and Ray Data's hint at retries."""
     return UserError(str(getattr(error, "cause", error)).partition("\nFailed to apply UDF transform")[0])
 
 
 def start_torch() -> str:
     """Loads torch in such an actor; returns its device. Call it before anything else imports torch."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait would spin where others decode
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would spin on CPUs that decode
     import ray
     import torch
 
@@ -176,19 +177,19 @@ def start_torch() -> str:
     return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
-ROWS_PER_TASK = 8  # few, so that all CPUs are busy to the end
+ROWS_PER_TASK = 8  # few, so that all CPUs stay busy to the end
 MAX_TASKS = 20_000  # the driver holds a reference to each
 
 
 def num_cpus() -> int:
-    """Of the connected cluster."""
+    """Number of CPUs of the connected cluster."""
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def on_all_cpus(blocks: list[pa.Table], stage: Callable[[pa.Table], Any], max_nodes: int = 0) -> Iterator[pa.Table]:
-    """What `stage` makes of each block, a table or several, as they come; `max_nodes` as in a Budget."""
+    """Yields the tables that `stage` returns for each block, as they come; `max_nodes` as in a Budget."""
     import ray.data
 
     if not blocks:
@@ -207,7 +208,7 @@ def on_all_cpus(blocks: list[pa.Table], stage: Callable[[pa.Table], Any], max_no
 
 
 def in_blocks(rows: pa.Table, num_cpus: int) -> list[pa.Table]:
-    """`rows` in blocks that keep all CPUs busy to the end, not so many that starting their tasks costs."""
+    """`rows` in blocks small enough to keep all CPUs busy to the end, and large enough for cheap scheduling."""
     num = max(1, min(ROWS_PER_TASK, len(rows) // (8 * num_cpus)), len(rows) // MAX_TASKS)
     return [rows[start : start + num] for start in range(0, len(rows), num)]
 
@@ -238,7 +239,7 @@ def with_parts(run: str, videos: pa.Table, chosen: str) -> pa.Table:
 
 
 def by_parts(videos: pa.Table, num_cpus: int) -> list[pa.Table]:
-    """`videos` (part and others) in a table per task. A part is read by one; tasks keep all CPUs busy to the end."""
+    """`videos` (part and others) in a table per task. No part is split; there are enough tasks for all CPUs."""
     videos = videos.sort_by("part")
     first = np.unique(videos["part"].to_numpy(), return_index=True)[1]
     num_tasks = min(len(first), max(8 * num_cpus, len(first) // PARTS_PER_TASK))
@@ -249,13 +250,13 @@ def by_parts(videos: pa.Table, num_cpus: int) -> list[pa.Table]:
 def by_batches(
     rows: pa.Table, location: str, columns: list[str], num_at_once: int
 ) -> Iterator[tuple[pa.Table, pa.RecordBatch]]:
-    """Part by part of those that `rows` (video_id, part and others) names: `rows` of that part, and some of its rows.
+    """For each part named in `rows` (video_id, part and others), yields its `rows` with a batch of the table's rows.
 
     Args:
-        rows: which videos.
+        rows: the videos to read.
         location: of the table.
         columns: of the table; video_id among them.
-        num_at_once: rows that are read together; what is not asked for is left out.
+        num_at_once: rows that are read together; those of other videos are left out.
     """
     for name in pc.unique(rows["part"]).to_pylist():
         of_part = rows.filter(pc.equal(rows["part"], name))
@@ -269,9 +270,9 @@ def by_batches(
 def decode_stage(videos: pa.Table, faces: str, sizes_px: Sequence[int], verb: str) -> Iterator[pa.Table]:
     """Rows of `videos` (video_id, part and others) -> the same rows with status, frame_index and crops, without part.
 
-    The crops are decoded for each size S, as lists of S * S * 3 bytes in the column pixels_S. A crop that is no image
-    is left out with its frame; a video that has no other gets the status decode_error. `verb` is what
-    the metrics and the log call the job.
+    The crops are decoded for each size S, as lists of S * S * 3 bytes in the column pixels_S. A crop that is not an
+    image is left out with its frame; a video without any image gets the status decode_error. `verb` is the name of the
+    job in metrics and the log.
     """
     from raydistal.detector.scoring import decode_crops
 
@@ -301,17 +302,17 @@ def crops_of(pixels: pa.ChunkedArray, size_px: int) -> npt.NDArray[np.uint8]:
 
 
 def policy(growth: Growth) -> type:
-    """A Ray Data policy: how far a stage may run ahead of the next one.
+    """A Ray Data backpressure policy: how far a stage may run ahead of the next one.
 
-    It submits at most two tasks per CPU, and none while its output fills a quarter of the object store, unless the next
-    stage stands still (it may be waiting for a whole batch). Two, not one: unmet demand makes a cluster grow.
+    A stage submits at most two tasks per CPU, and none while its output fills a quarter of the object store, unless the
+    next stage is idle (it may be waiting for a whole batch). Two, not one, as unmet demand makes a cluster grow.
     """
     from ray.data._internal.execution.backpressure_policy import BackpressurePolicy
     from ray.data._internal.execution.interfaces import PhysicalOperator
 
     class BoundQueues(BackpressurePolicy):
         def can_add_input(self, op: PhysicalOperator) -> bool:
-            is_pool = bool(op.get_autoscaling_actor_pools())  # whose actors bound it, and grow in number only if asked
+            is_pool = bool(op.get_autoscaling_actor_pools())  # bounded by its actors, which grow on demand
             if not is_pool and op.num_active_tasks() >= max(1, min(2 * growth.cpus, growth.max_cpus)):
                 return False
             limits = self._resource_manager.get_global_limits()  # its object_store_memory is a quarter of the store

@@ -1,6 +1,6 @@
-"""submit: a verb as a job of a running Ray cluster, done there by the code that is installed here.
+"""submit: runs a verb as a job of a running Ray cluster, with the code that is installed here.
 
-    options -> checked here -> package raydistal, as it is here -> job -> its log on stderr, its summary and exit code
+    options, checked here -> the package raydistal, as it is here -> job -> its log on stderr, its summary and exit code
 
 The cluster needs what raydistal depends on (cluster/Dockerfile), not raydistal itself.
 """
@@ -58,7 +58,7 @@ class Config:
 
 
 class JobEndedError(Exception):
-    """The job did not succeed, or is not followed to its end. Carries the exit code and what the job had to say."""
+    """The job did not succeed, or is no longer followed. Carries the exit code and the job's summary, if any."""
 
     def __init__(self, why: str, exit_code: int = 1, summary: dict[str, Any] | None = None) -> None:
         super().__init__(why)
@@ -66,14 +66,14 @@ class JobEndedError(Exception):
 
 
 def run(config: Config, parse: Callable[[Sequence[str]], Any]) -> dict[str, Any]:
-    """Submits or follows the job; returns its summary, or only its submission_id if nobody waits.
+    """Submits or follows the job; returns its summary, or only its submission_id if it is not to wait.
 
     Args:
         config: what to submit.
-        parse: reads a command line of raydistal; refuses what is wrong with it.
+        parse: parses a command line of raydistal; refuses a wrong one.
 
     Raises:
-        UserError: the verb or its options are wrong, no cluster at the address, no token or not its token.
+        UserError: the verb or its options are wrong, no cluster at the address, a missing or wrong token.
         JobEndedError: the job failed or was stopped, the connection was lost, or Ctrl-C.
     """
     if config.command:
@@ -104,7 +104,7 @@ def variables(env: Sequence[str]) -> dict[str, str]:
 
 
 def pack(folder: Path) -> None:
-    """Copies the package raydistal as it is installed here, without what Python left in it."""
+    """Copies the package raydistal as it is installed here, without Python's caches."""
     [package] = raydistal.__path__
     shutil.copytree(package, folder / "raydistal", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
 
@@ -128,11 +128,11 @@ def _address(given: str) -> str:
 
 
 def _connect(url: str) -> "JobSubmissionClient":
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # without it the client sends none, even if it has one
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # else the client sends no token, even if it has one
     token_file = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if not os.environ.get("RAY_AUTH_TOKEN") and token_file and not os.access(token_file, os.R_OK):
         raise UserError(f"RAY_AUTH_TOKEN_PATH: cannot read {token_file}")  # Ray would abort the process
-    os.environ["RAY_API_SERVER_ADDRESS"] = url  # the client prefers this, and RAY_ADDRESS, to its argument
+    os.environ["RAY_API_SERVER_ADDRESS"] = url  # the client prefers this and RAY_ADDRESS to its argument
     from ray.job_submission import JobSubmissionClient
 
     logging.disable(logging.INFO)  # its notes on uploads and connections
@@ -154,7 +154,7 @@ def _send(client: "JobSubmissionClient", config: Config) -> str:
 
 
 def _once_it_has_started(submit: Callable[[], str]) -> str:
-    """A dashboard answers some seconds before there is an agent that takes jobs."""
+    """Submits with retries: a dashboard answers some seconds before an agent can take jobs."""
     deadline = time.monotonic() + START_S
     while True:
         try:
@@ -187,9 +187,9 @@ def _follow(client: "JobSubmissionClient", job: str) -> dict[str, Any]:
     code = info.driver_exit_code
     if code is None:  # it never started
         raise JobEndedError(f"job {job} failed: {info.message}")
-    # A signal's number is negative. The last line of JSON is the summary of a job that failed if nothing came after it.
+    # Exit codes of signals are negative. A failed job has a summary only if its very last line is JSON.
     summary = said.summary if said.ends_so else None
-    raise JobEndedError(f"job {job} left with exit code {code}", code if 0 < code < 256 else 1, summary)
+    raise JobEndedError(f"job {job} ended with exit code {code}", code if 0 < code < 256 else 1, summary)
 
 
 @dataclass
@@ -205,7 +205,7 @@ class _Said:
 
 
 async def _echo(client: "JobSubmissionClient", job: str) -> _Said:
-    """Copies the log to stderr until the job ends or the connection does; keeps the last line that is a JSON object."""
+    """Copies the log to stderr until the job or the connection ends; keeps the last line that is a JSON object."""
     said, rest = _Said(), ""
     async for chunk in client.tail_job_logs(job):
         print(chunk, end="", file=sys.stderr, flush=True)
@@ -226,7 +226,7 @@ def _json_object(line: str) -> dict[str, Any] | None:
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """What goes wrong between here and the cluster, as wrong use with what to do."""
+    """Turns errors of the connection to the cluster into UserErrors that say what to do."""
     import requests
     from ray.exceptions import AuthenticationError
 
@@ -242,5 +242,5 @@ def _explained(url: str) -> Iterator[None]:
             f"no Ray dashboard at {url}. Is the cluster up, and its port forwarded (ray dashboard CLUSTER.yaml, or "
             "kubectl port-forward)? --address names another one."
         ) from error
-    except (RuntimeError, requests.RequestException, KeyError) as error:  # what the other side says to the client
+    except (RuntimeError, requests.RequestException, KeyError) as error:  # errors that the server reports
         raise UserError(f"{url} refuses: {error}") from error

@@ -1,8 +1,8 @@
-"""What operators see of the stages: metrics, which Ray's agents export to Prometheus, and a log line per failed video.
+"""What operators see of the stages: metrics that Ray's agents export to Prometheus, and a log line per failed video.
 
-Every node's agent serves its metrics (`ray.nodes()[i]["MetricsExportPort"]`); Ray puts `ray_` before their names. They
-reach it within 10 s, and stay without effect where there is no agent. Log lines are JSON on the stderr of the worker
-that saw the failure, which Ray keeps on its node: `ray logs cluster`, or grep for a video_id in its session's logs.
+Each node's agent serves its metrics (`ray.nodes()[i]["MetricsExportPort"]`), with `ray_` before their names. They reach
+it within 10 s; without an agent they have no effect. Log lines are JSON on the stderr of the worker that saw the
+failure, which Ray keeps on its node: `ray logs cluster`, or grep for a video_id in the session's logs.
 """
 
 import functools
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Stage = TypeVar("Stage", bound=type)
 
-# name: what it is, and its tags; all tags have few values
+# name: description and tags, all of which have few values
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "raydistal_videos_total": ("Videos that are done, failed ones too.", ("verb", "status")),
+    "raydistal_videos_total": ("Videos that are done, including failed ones.", ("verb", "status")),
     "raydistal_faces_total": ("Faces of videos that are done.", ("verb",)),
     "raydistal_stage_seconds_total": ("Seconds that workers spent in a stage.", ("verb", "stage")),
 }
@@ -37,7 +37,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def add_seconds(verb: str, stage: str, seconds: float) -> None:
-    """A worker was busy with a stage for so long."""
+    """Records that a worker was busy with a stage for so long."""
     _counter("raydistal_stage_seconds_total").inc(seconds, {"verb": verb, "stage": stage})
 
 
@@ -48,9 +48,9 @@ def log_failure(verb: str, video_id: str, status: str, error: str | None) -> Non
 
 
 def measured(verb: str, stage: str) -> Callable[[Stage], Stage]:
-    """For the class of an actor that holds networks: measures its calls and counts what they take.
+    """Class decorator for actors that hold networks: times their calls and counts the rows they take.
 
-    They take rows with the columns status and frame_index, one for each video that is done when the call returns.
+    Each call takes rows with the columns status and frame_index, one for each video that is done when it returns.
     """
 
     def measure(cls: Stage) -> Stage:
@@ -105,7 +105,7 @@ def _gauge(name: str) -> "Gauge":
 
 @functools.cache
 def _log() -> logging.Logger:
-    """Says nothing but the message; a handler of its own, as a job's other logging would put words before it."""
+    """A logger that writes nothing but the message; its own handler, as other logging would add a prefix."""
     log = logging.getLogger("raydistal.videos")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

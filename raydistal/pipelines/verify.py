@@ -1,4 +1,4 @@
-"""A shared set and a run -> verification: is the run what was shared, to the bit, and if not, where does it differ."""
+"""A shared set and a run -> verification: whether the run equals the shared set to the bit, and where it differs."""
 
 import time
 from collections import Counter
@@ -31,7 +31,7 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Writes the table and returns a summary, in which `exact` says whether all is as shared.
 
-    Only digests of pixels are shared: how far a crop that differs is off cannot be told.
+    Only digests of pixels are shared, so it cannot tell how much a crop differs.
 
     Raises:
         UserError: no such file, or no finished tables with crops.

@@ -1,6 +1,6 @@
-"""What a report needs of a run's tables: some columns, and a few face crops. Features are never read.
+"""Reads what a report needs of a run's tables: some columns, and a few face crops. Features are never read.
 
-Tables of a whole DFDC go through: memory grows with the number of videos, not with that of faces.
+This works for tables of the whole DFDC: memory grows with the number of videos, not of faces.
 """
 
 import math
@@ -53,7 +53,7 @@ class Face:
     uncertainty: float | None
     uri: str
     name: str
-    """Of the file."""
+    """Name of the video's file."""
     method: str
     """Empty when real or unknown."""
     thumbnail: bytes | None
@@ -118,7 +118,7 @@ def read(location: str, num_faces: int) -> Contents:
 
 
 def read_cards(location: str, frames: list[dict[str, Any]]) -> list[Face]:
-    """Cards of some faces of the run folder `location`, each given as what `CARD` names.
+    """Cards of some faces of the run folder `location`; each of `frames` has the columns `CARD`.
 
     Raises:
         UserError: the run's tables are not there.
@@ -151,7 +151,7 @@ def _read_faces(location: str) -> pa.Table:
 
 
 def _scores(location: str, frames: list[Frame]) -> pa.Table:
-    """label, probability and uncertainty of these frames, in their order; of those that are there."""
+    """label, probability and uncertainty of those of these frames that are there, in the same order."""
     of_videos = pads.field("video_id").isin([video_id for video_id, _ in frames])
     scored = tables.explode_faces(tables.open_table(location, "select").to_table(filter=of_videos))
     row = {frame: number for number, frame in enumerate(_frames(scored))}

@@ -1,4 +1,4 @@
-"""The page of a measurement of cost: how large detectors are and how long they take, held against the first one."""
+"""The page of a measurement of cost: how large detectors are and how long they take, compared with the first one."""
 
 import shlex
 from functools import partial
@@ -11,7 +11,7 @@ from raydistal.report.page import Cell, Row, Table, Tile, count, millions, perce
 SIZES = {"num_params": "parameters", "macs": "MACs", "size_mb": "size on disk"}
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 MAX_SHOWN = 8  # detectors in the figure
-BUSY = 0.25  # load average per CPU before the measurement, above which it says so
+BUSY = 0.25  # load average per CPU before the measurement, above which the page says so
 
 
 def write(location: str) -> str:

@@ -25,7 +25,7 @@ class Difference:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Of the detectors, before and after."""
+        """The names of the detectors before and after."""
         return self.info["config"]["before"], self.info["config"]["after"]
 
     @property
@@ -35,7 +35,7 @@ class Difference:
 
 
 def is_unseen(row: Row) -> bool:
-    """Whether neither detector learnt from it."""
+    """True if neither detector learnt from the row's dataset and method."""
     return row["seen_before"] is False and row["seen_after"] is False
 
 
@@ -109,7 +109,7 @@ def notices(found: Difference) -> list[str]:
 
 
 def verdicts(found: Difference) -> list[Row]:
-    """What is unseen, and what is not: how many differences are losses, and the worst."""
+    """How many differences are losses, and the worst one: on what is unseen by both detectors, and on the rest."""
     groups = [("what neither learnt from", found.unseen)]
     groups.append(("all else", [row for row in found.rows if not is_unseen(row)]))
     made = []
@@ -180,7 +180,7 @@ def drawing(found: Difference) -> Picture:
 
 
 def detectors(found: Difference) -> Table:
-    """What is compared, and what it has learnt from."""
+    """The two detectors, and what they have learnt from."""
     rows: list[list[Cell]] = []
     for one in found.info["detectors"]:
         names = [", ".join(one["learnt"][key]) or "\N{EN DASH}" for key in ("datasets", "methods")]

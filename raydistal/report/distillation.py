@@ -74,7 +74,7 @@ class Speed(NamedTuple):
 
 
 def draw(contents: Contents) -> list[Picture]:
-    """The figures that the tables there are allow."""
+    """The figures that can be drawn from the tables that exist."""
     pictures = []
     if len(contents.ranking):
         ranked: dict[str, Any] = {
@@ -126,7 +126,7 @@ def values(contents: Contents) -> dict[str, Any]:
         "num_in_faces": len(contents.faces) if "faces" in infos else None,
         "speeds": speeds(infos.get("faces", {})),
         "commands": commands(contents),
-        # The settings of select grow from table to table, and distilled has them all.
+        # Each table of select adds its settings to those of the one before, so distilled has them all.
         "configs": {
             MADE_BY[name]: infos[name]["config"] for name in ("videos", "faces", "distilled") if infos.get(name)
         },
@@ -186,13 +186,13 @@ def steps(contents: Contents) -> list[Step]:
 def notices(contents: Contents) -> list[str]:
     """What a reader must know before believing the numbers."""
     infos, found = contents.infos, []
-    for name in ("faces", "uncertainty"):  # written part by part, by many
+    for name in ("faces", "uncertainty"):  # written part by part, by many workers
         if name in infos and not infos[name]:
             found.append(f"The table {name} is unfinished: this page shows what is in it so far.")
     if infos.get("faces", {}).get("config", {}).get("weights") == "random":
         found.append("The features come from random weights: uncertainty, and what is selected by it, mean little.")
     if _setting(contents, "strategy") == "random":
-        found.append("Frames were selected at random: a baseline to hold other strategies against.")
+        found.append("Frames were selected at random: a baseline to compare other strategies with.")
     info = infos.get("representative", {})
     for name, num_missing in info.get("shortage", {}).items():
         if num_missing > 0:
@@ -209,14 +209,14 @@ def notices(contents: Contents) -> list[str]:
 
 
 def warnings(lines: list[str]) -> list[str]:
-    """What index warned of, up to a number."""
+    """The warnings of index, up to a maximum."""
     shown = [f"index: {line}" for line in lines[:NUM_WARNINGS]]
     num_more = len(lines) - len(shown)
     return [*shown, f"index: and {num_more} more, in videos/_table.json"] if num_more else shown
 
 
 def concentration(contents: Contents) -> str:
-    """How unevenly the representative frames lie on the videos, in words."""
+    """How unevenly the representative frames are spread over the videos, in words."""
     count_K = np.sort(contents.ranking["num_representative"].to_numpy())[::-1]
     total = int(count_K.sum())
     num_half = int(np.searchsorted(np.cumsum(count_K), total / 2)) + 1 if total else 0
@@ -227,7 +227,7 @@ def concentration(contents: Contents) -> str:
 
 
 def coverage(table: pa.Table) -> dict[str, list[Share]]:
-    """Rows by dimension. Groups, which are too many to list, and dimensions of which nothing is known are left out."""
+    """Rows by dimension. Left out are groups, which are too many, and dimensions without any known value."""
     made: dict[str, list[Share]] = {}
     for dimension in pc.unique(table["dimension"]).to_pylist():
         rows = table.filter(pc.equal(table["dimension"], dimension)).to_pylist()
@@ -262,7 +262,7 @@ def failures(contents: Contents) -> list[Failure]:
 
 
 def speeds(info: dict[str, Any]) -> list[Speed]:
-    """Of the run that finished the `faces` table, from its `_table.json`; [] if that did nothing."""
+    """Throughput of the run that finished the `faces` table, from its `_table.json`; [] if it had nothing to do."""
     num_videos = info.get("num_new", info.get("num_rows", 0))
     if not num_videos or not info.get("seconds"):
         return []
@@ -338,7 +338,7 @@ def _groups(table: pa.Table) -> tuple[int, int] | None:
 
 
 def _versions(infos: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """By package; more than one where tables were made with different ones."""
+    """Versions by package; several where tables were made with different ones."""
     found: dict[str, set[str]] = {}
     for info in infos.values():
         for package, version in info.get("versions", {}).items():

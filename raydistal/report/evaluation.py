@@ -24,13 +24,13 @@ LABELS = {
     "ece": "calibration error (ECE)",
 }
 LEVELS = ("video", "frame")
-NUM_FACES = 8  # of a contact sheet: one row on a desk
+NUM_FACES = 8  # of a contact sheet: one row on a wide screen
 MAX_COLUMNS = 6  # detectors side by side; more are listed one below the other
 MAX_SHOWN = 8  # detectors in a figure; more cannot be told apart
 
 
 class Result(NamedTuple):
-    """What is told of one dataset."""
+    """What the page shows of one dataset."""
 
     name: str
     metrics: dict[str, Table]
@@ -42,7 +42,7 @@ class Result(NamedTuple):
     sheets: list[tuple[str, list[Face]]]
     """Contact sheets with their titles."""
     number: int
-    """The pictures of this dataset end in it."""
+    """Names of this dataset's pictures end in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,11 @@ class Results:
         )
 
     def cell(self, *key: str) -> Cell:
-        """The same, to be shown."""
+        """The value of `row`, to be shown."""
         return decimal(*_numbers(self.row(*key)))
 
     def leading(self, dataset: str) -> list[str]:
-        """The detectors that figures and faces are shown of: those of the highest video AUC, in the usual order."""
+        """The detectors in figures and contact sheets: those of the highest video AUC, in the usual order."""
         by_auc = sorted(self.detectors, key=lambda name: -(self.row(name, dataset, "auc")["value"] or 0))
         return [name for name in self.detectors if name in by_auc[:MAX_SHOWN]]
 
@@ -87,7 +87,7 @@ def write(location: str) -> str:
     """Writes LOCATION/report from LOCATION/metrics and returns the path of the page.
 
     Raises:
-        UserError: there is no such table, or it is unfinished; a run that faces are shown of is gone.
+        UserError: there is no such table, or it is unfinished; a run whose faces are shown is gone.
     """
     results = read(location)
     info, datasets = results.info, results.datasets
@@ -178,7 +178,7 @@ def matrix(results: Results) -> Table:
 
 
 def result(results: Results, number: int) -> Result:
-    """All that is told of one dataset, besides its figures."""
+    """All that the page shows of one dataset, besides its figures."""
     data = results.info["data"][number]
     shown = results.leading(data["name"])
     worst = [one for one in results.info["worst"] if one["data"] == data["name"] and one["detector"] in shown]
@@ -212,7 +212,7 @@ def metric_table(results: Results, data: Row, level: str) -> Table:
 
 
 def category_table(results: Results, dataset: str, level: str) -> Table:
-    """Accuracy by category as the thesis lists it (6.2.1), with their number."""
+    """Accuracy by category as the thesis lists it (6.2.1), with the number of rows."""
     rows: list[list[Cell]] = []
     for category in results.categories(dataset):
         found = [results.row(detector, dataset, "accuracy", level, category) for detector in results.detectors]
@@ -254,7 +254,7 @@ def curves(results: Results, dataset: str, level: str, name: str) -> Picture | N
             lines=rocs,
             unit_square=True,
         ),
-        Panel(title="reliability", xlabel="P(fake) told", ylabel="share that is fake", lines=bins, unit_square=True),
+        Panel(title="reliability", xlabel="P(fake)", ylabel="share that is fake", lines=bins, unit_square=True),
     ]
     told = ", ".join(f"{one['detector']} {results.cell(one['detector'], dataset, 'auc', level).text}" for one in found)
     alt = f"ROC curves and reliability diagrams of {dataset}, {level} level. Area under the ROC curve: {told}."
@@ -279,7 +279,7 @@ def categories(results: Results, dataset: str, name: str) -> Picture | None:
 
 
 def detectors(results: Results) -> Table:
-    """What was measured."""
+    """The detectors that were measured."""
     rows: list[list[Cell]] = [
         [
             Cell(one["name"], one["architecture"]),

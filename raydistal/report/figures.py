@@ -35,11 +35,11 @@ class Theme:
 LIGHT = Theme("#f3f5f7", "#ffffff", "#16202a", "#566370", "#dce2e8", "#2d5080", "#b9c4d0", "#0b6e82", "#b5430f")
 DARK = Theme("#0e1318", "#161d24", "#e3e9ef", "#9aa8b6", "#2b3642", "#8cb4e8", "#4a5866", "#56c2d6", "#ff9463")
 
-WIDE_IN, NARROW_IN = 10.6, 4.0  # at 96 px per inch: the widths of the page's column on a desk and on a phone
+WIDE_IN, NARROW_IN = 10.6, 4.0  # at 96 px per inch: the width of the page's column on a wide screen and on a phone
 DPI = 192
 MAX_STRIP_COLUMNS = 600
 MAX_NAME = (34, 20)  # characters of a name in a wide and in a narrow figure
-# Lines and bars are told apart by colour and by one more thing; the numbers of these share no factor.
+# Lines and bars differ by colour and by dash, marker or hatch, whose numbers share no factor.
 SERIES_COLOURS = ("accent", "fake", "real", "muted")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.2)))
 MARKERS = ("o", "^", "s", "D", "v")
@@ -213,9 +213,9 @@ def grouped_bars(
     xlabel: str,
     line: tuple[float, str] | None = None,
 ) -> "Figure":
-    """Shares as bars from 0 to 100 % or more, side by side within each group; `line` is a value to hold them against.
+    """Shares as bars from 0 to 100 % or more, side by side within each group; `line`: a value to compare with.
 
-    They lie on their side, so that names of any length and any number of bars find room on a phone.
+    They are horizontal, so that long names and many bars fit on a phone.
     """
     from matplotlib.ticker import PercentFormatter
 
@@ -234,7 +234,7 @@ def grouped_bars(
         axes.barh(y_G, value_G, 0.92 * thickness, **_fill(theme, number))
         if series.low_G and series.high_G:
             reach_2G = np.abs(np.array([series.low_G, series.high_G], float) - value_G)
-            for colour, linewidth in ((theme.panel, 2.4), (theme.ink, 1.2)):  # seen on the bar and beside it
+            for colour, linewidth in ((theme.panel, 2.4), (theme.ink, 1.2)):  # visible on the bar and beside it
                 axes.errorbar(
                     value_G, y_G, xerr=reach_2G, fmt="none", ecolor=colour, elinewidth=linewidth, capsize=linewidth
                 )
@@ -304,12 +304,12 @@ def clouds(theme: Theme, width_in: float, *, clouds: Sequence[Cloud], marked: st
         look = looks[0] | ({"linestyle": "-", "linewidth": 1.2} if cloud.joins_marked else {})
         axes.plot(x_N[front], y_N[front], **look, markersize=5.5)
         axes.margins(0.08)
-        if max(cloud.y_N, default=2) <= 1:  # shares
+        if max(cloud.y_N, default=2) <= 1:  # values are shares
             axes.set_ylim(top=min(1.005, axes.get_ylim()[1]))
         texts = {value: f"{value:g}" for value in sorted(set(cloud.x_N))}
         if len(texts) <= 6 and max(map(len, texts.values()), default=0) <= 4:  # few values, chosen by a person
             axes.set_xticks(list(texts), list(texts.values()))
-    for axes in every_axes:  # those that are left
+    for axes in every_axes:  # unused ones
         axes.set_axis_off()
     _legend(figure, theme, [marked, others], [look | {"markersize": 5} for look in looks])
     return figure
@@ -352,7 +352,7 @@ def _fill(theme: Theme, number: int) -> dict[str, Any]:
     """How the bars of a series are filled."""
     return {
         "facecolor": getattr(theme, SERIES_COLOURS[number % len(SERIES_COLOURS)]),
-        "edgecolor": theme.panel,  # of the hatching
+        "edgecolor": theme.panel,  # colour of the hatching
         "hatch": HATCHES[number % len(HATCHES)],
         "linewidth": 0,
     }
@@ -383,12 +383,12 @@ def _legend(figure: "Figure", theme: Theme, names: Sequence[str], looks: list[di
 
 
 def _text(name: str, width_in: float) -> str:
-    """A name that others chose, as text: no formula, nothing invisible, not too long, no underscore that hides it."""
+    """A name from outside as safe text: short, no formula, nothing invisible, not hidden by a leading underscore."""
     longest = MAX_NAME[0 if width_in >= WIDE_IN else 1]
     lines = []
     for line in name.split("\n"):
         shown = "".join(char if char.isprintable() else "?" for char in line)
-        if len(shown) > longest:  # names that differ at the end only, by a seed, still do
+        if len(shown) > longest:  # in the middle: names may differ only at the end, by a seed
             shown = f"{shown[: longest // 2]}…{shown[1 + longest // 2 - longest :]}"
         lines.append(("\u200a" if shown.startswith("_") else "") + shown.replace("$", r"\$"))
     return "\n".join(lines)

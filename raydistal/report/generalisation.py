@@ -1,4 +1,4 @@
-"""The page of a generalisation: detectors that learnt from all methods but one, on the fakes of each."""
+"""The page of a generalisation: detectors that learnt from all methods but one, tested on the fakes of each."""
 
 import shlex
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ def verdicts(found: Generalisation) -> list[Row]:
 
 
 def matrix(found: Generalisation, architecture: str) -> Table:
-    """AUC by method left out and method tested; what was left out is marked."""
+    """AUC by method left out and method tested; cells of the method left out are marked."""
     row_of = {
         (row["left_out"], row["tested"]): row for row in found.info["matrix"] if row["architecture"] == architecture
     }

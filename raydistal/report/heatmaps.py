@@ -1,4 +1,4 @@
-"""The page of heatmaps: where in a face each detector finds what speaks for fake. CKD (Li et al. 2022), figure 3.
+"""The page of heatmaps: where in a face each detector finds evidence for fake. CKD (Li et al. 2022), figure 3.
 
 h, w cells of a map.
 """
@@ -20,7 +20,7 @@ PLACES = (("top left", "top", "top right"), ("left", "centre", "right"), ("botto
 
 
 class Picture(NamedTuple):
-    """What stands in a cell: None where there is nothing to show."""
+    """The content of a cell; no image if there is nothing to show."""
 
     image: bytes | None
     """JPEG."""
@@ -30,7 +30,7 @@ class Picture(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One face, or the mean of many, and what each detector makes of it."""
+    """One face, or the mean of many, and each detector's map of it."""
 
     label: int
     face: Picture
@@ -49,16 +49,16 @@ class Heatmaps:
 
     @property
     def detectors(self) -> list[Row]:
-        """What is told of each."""
+        """What the table holds about each."""
         return list(self.info["detectors"])
 
     def of_first(self, is_mean: bool) -> list[Row]:
-        """The means, or the faces, of the first detector: those of the others are of the same."""
+        """The means, or the faces, of the first detector; all detectors have the same ones."""
         name = self.detectors[0]["name"]
         return [row for key, row in self.rows.items() if key[0] == name and (key[2] is None) == is_mean]
 
     def of_all(self, row: Row) -> list[Row]:
-        """The rows of all detectors of what this row is about."""
+        """The rows of all detectors for the same face or mean as this row."""
         return [self.rows[one["name"], row["slice"], row["video_id"]] for one in self.detectors]
 
 
@@ -125,7 +125,7 @@ def notices(found: Heatmaps) -> list[str]:
                 "others of their groups: its P(fake) on them says nothing about new ones."
             )
         if one["num_known"] is None:
-            told.append(f"{name} does not tell what it learnt from: it may know these faces.")
+            told.append(f"{name} does not record what it learnt from: it may know these faces.")
         if min(one["cells"]) < 3:
             told.append(
                 f"A map of {name} has {_cells(one)} cells only: it says next to nothing. See --input-px of train."
@@ -163,7 +163,7 @@ def face_line(found: Heatmaps, row: Row, card: Face) -> Line:
 
 
 def strongest(heat_hw: npt.NDArray[np.float32]) -> str:
-    """In words, where the strongest cell lies: in which ninth of the picture."""
+    """Which ninth of the picture holds the strongest cell, in words."""
     if not heat_hw.any():
         return "nowhere"
     row, column = np.unravel_index(int(heat_hw.argmax()), heat_hw.shape)
@@ -178,7 +178,7 @@ def legend() -> bytes:
 
 
 def detectors(found: Heatmaps) -> Table:
-    """What is explained, and by what."""
+    """The detectors, and which detector's gradients explain each."""
     rows: list[list[Cell]] = [
         [
             Cell(one["name"], one["architecture"]),

@@ -35,7 +35,7 @@ class Tile(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What stands in a table: a number, below it a note such as its interval, behind it a shade from 0 to 1."""
+    """A table cell: a number, below it a note such as its interval, behind it a shade from 0 to 1."""
 
     text: str
     note: str = ""
@@ -76,7 +76,7 @@ def write(location: str, template: str, pictures: Sequence[Picture], **values: A
     Args:
         location: what the page is about; its last part is the title.
         template: file name.
-        pictures: known to the template by name.
+        pictures: the template refers to them by name.
         values: what the template shows.
     """
     folder = storage.join(location, "report")
@@ -120,7 +120,7 @@ def _environment() -> Any:
 
 
 def visible(text: str) -> str:
-    """`text` with control and invisible characters spelled out, such as those that turn a name's order around."""
+    """`text` with control and invisible characters spelled out, such as those that reverse a name's direction."""
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
@@ -157,7 +157,7 @@ def points(row: Mapping[str, Any]) -> list[str]:
 
 
 def caveats(num_seeds: int, num_videos: int, split: str = "test") -> list[str]:
-    """What is to be said of few trainings and of few videos that they are measured on."""
+    """Warnings about few trainings, and about few videos that they were measured on."""
     told = []
     if num_seeds < MIN_SEEDS:
         told.append(f"Only {count(num_seeds, 'seed')}: the variation between trainings is poorly known.")

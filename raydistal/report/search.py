@@ -1,4 +1,4 @@
-"""The page of a search: what was tried, what is worth having, how the result depends on what was varied."""
+"""The page of a search: what was tried, which points are best, how the result depends on what was varied."""
 
 import shlex
 from dataclasses import dataclass
@@ -29,16 +29,16 @@ class Search:
     info: dict[str, Any]
     """`_table.json` of `trials`."""
     rows: list[Row]
-    """The trials of this search; the table may hold those of others too."""
+    """The trials of this search; the table may hold those of other searches too."""
 
     @property
     def config(self) -> dict[str, Any]:
-        """As it was asked for."""
+        """The search's own config."""
         return dict(self.info["search"])
 
     @property
     def points(self) -> list[Row]:
-        """Those that learnt from the ranking, the best first."""
+        """Points that learnt from the ranking, the best first."""
         points = [point for point in self.info["points"] if point["set"] == "ranking"]
         return sorted(points, key=lambda point: -float(point[self.config["metric"]]))
 

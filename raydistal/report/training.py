@@ -138,7 +138,7 @@ def pruning_curves(pruned: About) -> Picture:
 
 
 def steps(pruned: About) -> Table:
-    """What was left after each step, and what validation said once it was trained on."""
+    """What each step left, and the validation results after its fine-tuning."""
     columns = ["step", f"{pruned['of']} gone, %", "parameters", "MACs", "channels", "multiple of"]
     columns += ["validation loss", "accuracy", "AUC", "epochs", "seconds"]
     rows = [

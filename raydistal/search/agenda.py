@@ -1,7 +1,7 @@
-"""Which trial is run when: each point with every seed, and nothing made twice.
+"""The order of trials: every point with every seed, and no detector made twice.
 
-A trial makes detectors one from the other: a trained one, from it a pruned one, from that an exported one. Trials whose
-points differ in the later steps only share the first ones: the second of them waits until the first has made those.
+A trial makes a chain of detectors: a trained one, from it a pruned one, from that an exported one. Trials whose points
+differ only in later steps share the earlier detectors: one trial makes them while the others wait.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistal.search.space import QUANTITIES, Point, key
 
-if TYPE_CHECKING:  # optuna: not for the command line
+if TYPE_CHECKING:  # it loads optuna, which the command line must not
     from raydistal.search.strategies import Strategy
 
 POINT = ("set", *QUANTITIES)  # columns of `schemas.TRIALS`
@@ -20,14 +20,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """A point and a seed: all that one detector of a search differs in from the others."""
+    """A point and a seed: all in which one detector of a search differs from the others."""
 
     point: Point
     seed: int
 
     @classmethod
     def of(cls, row: Row) -> "Trial":
-        """That of a row of `schemas.TRIALS`."""
+        """The trial of a row of `schemas.TRIALS`."""
         return cls({name: row[name] for name in POINT if row.get(name) is not None}, row["seed"])
 
     @property
@@ -37,7 +37,7 @@ class Trial:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The folders of its detectors, one made from the other; the last is the result."""
+        """The folders of its detectors, each made from the one before; the last is the result."""
         student = {name: value for name, value in self.point.items() if name not in ("prune", "bits")}
         names = [f"train-{key(student, self.seed)}"]
         if self.point["prune"]:
@@ -48,15 +48,15 @@ class Trial:
 
 
 class Agenda:
-    """What is to be run next, what runs, what is done.
+    """Keeps track of waiting, running and finished trials.
 
     Args:
-        strategy: of points; told of those that are done already.
+        strategy: proposes points; is told of those that are done already.
         num_seeds: trials of each point, seeds from 0.
-        rows: what is done, `schemas.TRIALS`; grows.
-        judge: what the strategy is told of a point, from the rows of its seeds; None: it failed.
+        rows: finished trials, `schemas.TRIALS`; new ones are added.
+        judge: from the rows of a point's seeds to the values that the strategy is told; None: the point failed.
         is_made: whether a stage's folder holds a finished detector.
-        first: points to be tried before the strategy is asked: those that were begun.
+        first: points to try before the strategy is asked, as an earlier run began them.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Agenda:
                 self._plan(point)
 
     def next(self) -> Trial | None:
-        """A trial to start now; None: wait for those that run, or it is finished."""
+        """A trial to start now; None: wait for a running one, or all are done."""
         while True:
             for trial in self.waiting.values():
                 if not self._is_blocked(trial):
@@ -92,7 +92,7 @@ class Agenda:
             self._plan(point)
 
     def finish(self, trial: Trial, row: Row) -> None:
-        """Notes the result of a trial that ran."""
+        """Records the result of a trial that ran."""
         del self.running[trial.id]
         self.rows[trial.id] = row
         self._tell_if_complete(trial.point)
@@ -103,7 +103,7 @@ class Agenda:
         return not self.running and not self.waiting and self.strategy.is_finished
 
     def rows_of(self, point: Point) -> list[Row]:
-        """Those of its seeds, in their order; of the ones that are done."""
+        """The rows of a point's finished trials, by seed."""
         ids = (Trial(point, seed).id for seed in range(self.num_seeds))
         return [self.rows[id] for id in ids if id in self.rows]
 
@@ -118,7 +118,7 @@ class Agenda:
             self.strategy.tell(point, self.judge(rows), max(stopped_at, default=0))
 
     def _is_blocked(self, trial: Trial) -> bool:
-        """True if one that runs is making something that this one needs too."""
+        """True if a running trial is making a detector that this one needs too."""
         in_hand = {stage for other in self.running.values() for stage in other.stages}
         for stage in in_hand.intersection(trial.stages) - self._made:
             if not self.is_made(stage):

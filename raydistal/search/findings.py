@@ -1,4 +1,4 @@
-"""What the trials of a search say: which points hold, which are worth having, in numbers and in words."""
+"""Results of a search's trials, in numbers and in words: which points hold, and which are worth having."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ Said = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """What a bisection goes by."""
+    """Decides for a bisection whether a point holds."""
 
     out: str
     """Folder of the search."""
@@ -49,7 +49,7 @@ class Judge:
     margin: float
 
     def by_floor(self, point: Point) -> Said:
-        """Whether the mean over seeds, on the faces of val, holds the floor."""
+        """Whether the mean over seeds, on the faces of val, is at least the floor."""
         rows = self._rows(point)
         if any(row["status"] != "ok" for row in rows):
             return {"value": point["prune"], "mean": None} | FAILED
@@ -65,9 +65,9 @@ class Judge:
         }
 
     def by_test(self, point: Point, other: Point, versus: Versus) -> Said:
-        """Whether a share of the data does as well as all of it, or better than a random one: `comparison.verdict`.
+        """Whether a share of the data does as well as all of it, or better than a random one.
 
-        On the videos of val.
+        By `comparison.verdict`, on the videos of val.
         """
         said = {"value": point["data"], "mean": None}
         if any(row["status"] != "ok" for row in self._rows(point) + self._rows(other)):
@@ -95,11 +95,11 @@ class Judge:
 
 
 def summarize(rows: Sequence[Row], metric: Metric, objectives: Mapping[str, bool]) -> Said:
-    """The points with their means over the seeds that came to an end, the best one, and the Pareto front.
+    """The points with their means over finished seeds, the best one, and the Pareto front.
 
     Args:
         rows: of `schemas.TRIALS`.
-        metric: the best point has most of it; of equals the smallest.
+        metric: decides which point is the best; of equals, the smallest.
         objectives: column: whether more of it is better.
     """
     by_point: dict[str, list[Row]] = {}
@@ -125,7 +125,7 @@ def summarize(rows: Sequence[Row], metric: Metric, objectives: Mapping[str, bool
 
 
 def answer(bisection: Bisection, judge: Judge, varied: str) -> Said:
-    """What a bisection found, in words too, and what it rests on."""
+    """The answer of a bisection, in numbers and in words, and its evidence."""
     step, references = bisection.step, bisection.references
     value = {number: float(bisection.points[number][varied]) for number in bisection.judged}
     is_prune = varied == "prune"
@@ -139,7 +139,7 @@ def answer(bisection: Bisection, judge: Judge, varied: str) -> Said:
     kind = "prune ratio" if is_prune else "share of the data"
     said = [f"No {kind} that was tried {what}."]
     if any(one["verdict"] == "cannot tell" for one in evidence):
-        said.append("Of some it cannot be told: more val videos or --seeds would tell.")
+        said.append("For some it cannot be told: more val videos or --seeds would tell.")
     versus_random = None
     if step.answer is not None:
         said[0] = f"{value[step.answer]:g} is the {'largest' if is_prune else 'smallest'} {kind} that {what}."
@@ -149,7 +149,7 @@ def answer(bisection: Bisection, judge: Judge, varied: str) -> Said:
             said.append(versus_random["text"])
     for number in step.contradictions:
         said.append(
-            f"But {value[number]:g} does so too, though a milder one does not: chance decides. Use more --seeds."
+            f"But {value[number]:g} does so too, though a milder one does not: that is chance. Use more --seeds."
         )
     return {
         "varied": varied,

@@ -1,4 +1,4 @@
-"""What follows from the results of many trials: which are worth having, and where to look next.
+"""Which results of many trials are worth having, and where to look next.
 
 P points, D objectives; smaller is better in all of them.
 """
@@ -36,8 +36,8 @@ class Step(NamedTuple):
 def bisect(holds: Mapping[int, bool], num: int) -> Step:
     """Looks for the last of `num` candidates that holds, where a first few hold and the others do not.
 
-    It follows from what was tried alone, so it can be stopped and goes on anywhere. Both ends are tried first; then the
-    middle of what is open, log2(num) times. What contradicts the order is reported, and the first failure decides.
+    It keeps no state beside `holds`, so it can be stopped and resumed anywhere. Both ends are tried first; then the
+    middle of the open range, log2(num) times. Contradictions of the order are reported; the first failure decides.
     """
     fails = min((number for number, held in holds.items() if not held), default=num)
     answer = max((number for number, held in holds.items() if held and number < fails), default=-1)

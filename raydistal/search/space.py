@@ -1,7 +1,7 @@
 """What a search varies: a space of dimensions, and the points in it.
 
-A point gives every quantity that has a part in a trial a value, also those that the space does not vary; so the trials
-of one search can be told from those of another, and are the same if their points are.
+A point has a value for every quantity of a trial, also for those that the space does not vary. So points identify
+trials across searches: equal points are the same trial.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ HOW = "Write NAME=VALUE,VALUE... or NAME=LOW..HIGH, or LOW..HIGH:STEP"
 
 
 class Quantity(NamedTuple):
-    """What a dimension may be."""
+    """A quantity that a dimension may vary, and its valid values."""
 
     is_valid: Callable[[float], bool]
     range: str
@@ -60,13 +60,13 @@ class Dimension:
         return value in self.values if self.values else self.low <= value <= self.high
 
     def steps(self, num: int) -> tuple[float, ...]:
-        """The values; of a range: its ends, and what divides it into `num` equal steps."""
+        """The values; for a range, the `num` + 1 points that divide it into equal steps."""
         return self.values or tuple(
             sorted({self.rounded(self.low + (self.high - self.low) * number / num) for number in range(num + 1)})
         )
 
     def rounded(self, exact: float) -> float:
-        """A number of the range near `exact` that can be read: 4 digits, or a whole one where there are no others."""
+        """A short number of the range near `exact`: of 4 digits, or whole if the quantity is."""
         short = round(exact) if QUANTITIES[self.name].is_whole else float(f"{exact:.4g}")
         return min(max(short, self.low), self.high)
 
@@ -108,7 +108,7 @@ def _dimension(text: str) -> Dimension:
         if not math.isfinite(value) or not is_kind or not QUANTITIES[name].is_valid(value):
             raise UserError(f"--space {text}: {name} must be {QUANTITIES[name].range}, not {value:g}")
     if not values and (low >= high or name == "bits"):
-        raise UserError(f"--space {text} is no range: the first end must be below the second, and bits are 8 or 32")
+        raise UserError(f"--space {text} is not a range: the first end must be below the second, and bits are 8 or 32")
     return Dimension(name, low, high, values)
 
 
@@ -125,7 +125,7 @@ def _number(name: str, text: str) -> float:
 
 
 def points(space: Space, fixed: Mapping[str, Value]) -> list[Point]:
-    """Every point of a space of values, the last dimension varying fastest; `fixed` are the quantities beside it.
+    """Every point of a space of values, the last dimension varying fastest; `fixed` are the other quantities.
 
     Raises:
         UserError: a dimension is a range.
@@ -133,7 +133,7 @@ def points(space: Space, fixed: Mapping[str, Value]) -> list[Point]:
     for dimension in space:
         if not dimension.values:
             raise UserError(
-                f"{dimension.name} is a range, which has no end of points. Name values or a step: "
+                f"{dimension.name} is a range, which has endless points. Give values or a step: "
                 f"--space {dimension.name}={dimension.low:g}..{dimension.high:g}:{dimension.high - dimension.low:g}"
             )
     names = [dimension.name for dimension in space]
@@ -142,7 +142,7 @@ def points(space: Space, fixed: Mapping[str, Value]) -> list[Point]:
 
 
 def contains(space: Space, fixed: Mapping[str, Value], point: Mapping[str, Value | None]) -> bool:
-    """True if a search of the space may come to the point."""
+    """True if the point is in the space."""
     varied = {dimension.name for dimension in space}
     return all(dimension.contains(point.get(dimension.name)) for dimension in space) and all(
         point.get(name) == value for name, value in fixed.items() if name not in varied

@@ -1,6 +1,6 @@
-"""Which point to try next. A strategy is asked for points and told how each one did; it knows nothing of how.
+"""Which point to try next. A strategy is asked for points and told how each one did; it does not run them.
 
-All of them can be told of points that were tried before they were made: that is how a search goes on.
+All can be told of points that were tried before they were created: that is how a search resumes.
 """
 
 import itertools
@@ -14,22 +14,22 @@ from optuna.trial import TrialState, create_trial
 from raydistal.search.pareto import Step, bisect
 from raydistal.search.space import QUANTITIES, Dimension, Point, Space, Value, key
 
-DOUBLES = 20  # times that the sampler may come back to what was tried, before it is sent elsewhere
-ATTEMPTS = 200  # after as many, a range has nothing new: its numbers are whole, or rounded to 4 digits
+DOUBLES = 20  # known points that the sampler may propose in a row before it is given an untried one
+ATTEMPTS = 200  # known points in a row after which a range counts as exhausted: its numbers are whole or rounded
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Strategy(Protocol):
-    """What every strategy does."""
+    """The interface of all strategies."""
 
     def ask(self) -> Point | None:
         """A point that was not asked for yet; None: none now, nor ever when `is_finished`."""
 
     def tell(self, point: Point, values: Sequence[float] | None, stopped_at: int = 0) -> None:
-        """How a point did: the value of each objective, larger or smaller being better as the strategy was told.
+        """How a point did: the value of each objective.
 
-        None: it failed. `stopped_at`: the epoch after which it was given up; 0: it was not.
+        None: it failed. `stopped_at`: the epoch after which early stopping ended it; 0: it ran to the end.
         """
 
     @property
@@ -38,7 +38,7 @@ class Strategy(Protocol):
 
 
 class Grid:
-    """All of some points, in their order."""
+    """Given points, in order."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         self._open = {key(point): point for point in points}
@@ -55,16 +55,16 @@ class Grid:
 
 
 class Sampled:
-    """Points where those told of promise most: Optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
+    """Points that promise most, given the results so far: Optuna's TPE sampler (Bergstra et al. 2011).
 
     For several objectives it looks for the whole Pareto front (Ozaki et al. 2020).
 
     Args:
         space: at least one dimension with more than one value.
-        fixed: the quantities beside the dimensions.
+        fixed: the other quantities.
         are_more: whether more is better, for each objective.
-        num: points to be told of before it is finished; fewer if the space has fewer, or no new one is found.
-        num_open: points asked for and not told of yet, at most.
+        num: results after which it is finished; fewer if the space has fewer points, or no new one is found.
+        num_open: most points that may await their result at once.
         seed: of the sampler.
     """
 
@@ -79,7 +79,7 @@ class Sampled:
     ) -> None:
         self.space, self.fixed, self.num, self.num_open = space, dict(fixed), num, num_open
         is_finite = all(dimension.values for dimension in space)
-        self._left = _choices(space) if is_finite else None  # of a finite space, what is not known yet
+        self._left = _choices(space) if is_finite else None  # of a finite space, what is not tried yet
         self._is_exhausted = False
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(1, num // 3)), constant_liar=True)
         self._study = optuna.create_study(
@@ -148,14 +148,14 @@ class Sampled:
 
 
 def _choices(space: Space) -> list[dict[str, int]]:
-    """All combinations of the numbers of the values."""
+    """All combinations of the values, by their numbers."""
     names = [dimension.name for dimension in space]
     every = itertools.product(*(range(len(dimension.values)) for dimension in space))
     return [dict(zip(names, numbers, strict=True)) for numbers in every]
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:
-    if dimension.values:  # by number: values that lie side by side do alike
+    if dimension.values:  # by number, as neighbouring values do alike
         return IntDistribution(0, len(dimension.values) - 1)
     quantity = QUANTITIES[dimension.name]
     if quantity.is_whole:
@@ -172,10 +172,10 @@ class Bisection:
     """The last of some points that holds, where the first few hold and the others do not, by `pareto.bisect`.
 
     Args:
-        points: from the one that holds most surely to the one that does least.
-        judge: whether a point holds; asked once the point and the references are told.
+        points: from the one most likely to hold to the least likely.
+        judge: whether a point holds; called once the point and the references have results.
         references: points that the judge needs.
-        controls: of the answer, to be tried once it is known.
+        controls: for the answer, the points to try once it is known.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class Bisection:
         return bisect(self._holds, len(self.points))
 
     def _wanted(self) -> list[Point]:
-        """Points to be tried that nobody told of yet."""
+        """Points to try that have no result yet."""
         step = self.step
         wanted = [*self.references, *(self.points[number] for number in step.todo)]
         if not step.todo and step.answer is not None:

@@ -1,4 +1,4 @@
-"""Random choices that hang on what is chosen, not on the order in which it comes: the same on every node and rerun.
+"""Random choices that depend on the items, not on their order: the same on every node and rerun.
 
 N frames of V videos.
 """

@@ -1,7 +1,7 @@
 """Representative frames: Algorithm 1 of DeepDistAL as a top-N that takes frames in any order and batching.
 
-The algorithm takes the most uncertain frame that is left, again and again, until each class has its N = E / 2. That is
-the N most uncertain frames of each class, and those can be merged from batches, processes and nodes.
+The algorithm repeatedly takes the most uncertain frame that is left, until each class has its N = E / 2. The result is
+the N most uncertain frames of each class, which can be merged from batches, processes and nodes.
 """
 
 import numpy as np

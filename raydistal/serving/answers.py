@@ -9,13 +9,13 @@ Probability = Field(ge=0, le=1)
 
 
 class Answer(BaseModel):
-    """Base of all answers, which have no other fields than those listed."""
+    """Base of all answers, which have no fields but those listed."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Problem(Answer):
-    """The body of every answer above 399."""
+    """The body of every answer with a status of 400 or more."""
 
     detail: str
 
@@ -27,11 +27,11 @@ class Health(Answer):
 
 
 class Accepted(Answer):
-    """The upload waits for its turn."""
+    """The upload is in the queue."""
 
     id: str = Field(description="The only key to the result: whoever has it can read and delete it.")
     url: str
-    expires_at: str = Field(description="UTC, ISO 8601; set anew when the result is there.")
+    expires_at: str = Field(description="UTC, ISO 8601; set again when the result is there.")
 
 
 class Video(Answer):
@@ -46,17 +46,17 @@ class Video(Answer):
 
 
 class Track(Answer):
-    """One person, as long as the face can be followed."""
+    """One person, for as long as the face can be followed."""
 
     track: int = Field(ge=1)
     verdict: Verdict
-    is_judged: bool = Field(description="False if it was seen too briefly: then it is unsure and decides nothing.")
+    is_judged: bool = Field(description="False if the face was seen too briefly: it is unsure and decides nothing.")
     probability: float = Probability
     first_s: float
     last_s: float
     num_frames: int = Field(description="Frames in which the face was looked at.")
     thumbnail: str = Field(description="Name of a file.")
-    heatmap: str | None = Field(description="Name of a file: where in the face the detector sees the fake.")
+    heatmap: str | None = Field(description="Name of a file: where in the face the detector finds evidence for fake.")
 
 
 class Moment(Answer):
@@ -67,7 +67,7 @@ class Moment(Answer):
     pts_s: float
     probability: float = Probability
     box_xyxy_px: list[float] = Field(min_length=4, max_length=4)
-    is_sampled: bool = Field(description="Whether the verdict on the video rests on it.")
+    is_sampled: bool = Field(description="Whether it counts towards the video's probability.")
 
 
 class Detector(Answer):
@@ -125,7 +125,7 @@ class Status(Answer):
     id: str
     name: str
     state: Literal["waiting", "faces", "drawing", "done", "failed"]
-    ahead: int = Field(description="Videos that wait and were uploaded before it.")
+    ahead: int = Field(description="Waiting videos that were uploaded before it.")
     progress: float = Field(ge=0, le=1)
     error: Failed | None
     result: Result | None

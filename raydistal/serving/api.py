@@ -1,7 +1,7 @@
 """The app as HTTP: an API, and the page that uses it. Knows nothing of Ray.
 
-Nothing that an uploader chooses becomes a path, a header or markup: files have the fixed names of a result, and the
-name of an upload is a string of the JSON answers.
+Nothing that an uploader chooses becomes a path, a header or markup: the files of a result have fixed names, and the
+name of an upload is only a string in the JSON answers.
 """
 
 import asyncio
@@ -43,9 +43,9 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 PROBLEMS: dict[int, str] = {
-    400: "The file is empty, or did not come to its end.",
+    400: "The file is empty or incomplete.",
     403: "The request comes from a page of another site.",
-    404: "Unknown, removed, or its time is over.",
+    404: "Unknown, removed, or expired.",
     408: "The upload took too long.",
     413: "The file is larger than max_upload_mb.",
     422: "A parameter is not what it should be.",
@@ -54,7 +54,7 @@ PROBLEMS: dict[int, str] = {
 
 
 def make(jobs: Jobs, about: answers.About) -> ASGIApp:
-    """The whole app. Serves `jobs`; `about` is what /api/about tells."""
+    """The whole app. Serves `jobs`; `about` is the answer of /api/about."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -109,7 +109,7 @@ def _add_upload(api: FastAPI, jobs: Jobs) -> None:
         except EmptyError:
             raise HTTPException(400, "the file is empty") from None
         except (ClientDisconnect, ValueError):
-            raise HTTPException(400, "the upload did not come to its end") from None
+            raise HTTPException(400, "the upload is incomplete") from None
         except SlowError as error:
             raise HTTPException(408, str(error)) from None
         except BusyError as error:
@@ -122,7 +122,7 @@ def _add_results(api: FastAPI, jobs: Jobs) -> None:
     def find(job_id: str) -> Job:
         if job := jobs.find(job_id):
             return job
-        raise HTTPException(404, "there is no such video, or not any more")
+        raise HTTPException(404, "there is no such video, or no longer")
 
     @api.get("/api/videos/{video_id}", summary="State, and the result once it is done", responses=_problems(404, 422))
     async def status(video_id: str, response: Response) -> answers.Status:
@@ -188,12 +188,12 @@ def _add_rest(api: FastAPI, about: answers.About) -> None:
 
 
 def shown(name: str) -> str:
-    """The name of an upload as it may be shown: short, in one line, in the order in which it is written."""
+    """The name of an upload, safe to show: short, on one line, with no characters that reverse its direction."""
     return visible(name[:MAX_NAME])[:MAX_NAME] or "video"
 
 
 def plain(name: str) -> str:
-    """What of the name of an upload may become part of the name of a download: letters, digits and dashes."""
+    """The part of an upload's name that may go into the name of a download: letters, digits and dashes."""
     return re.sub(r"[^\w-]+", "-", name.rpartition(".")[0] or name).strip("-")[:80] or "video"
 
 
@@ -212,7 +212,7 @@ async def _on_bug(_: Request, __: Exception) -> JSONResponse:
 
 
 def _with_headers(app: ASGIApp) -> ASGIApp:
-    """HEADERS on every answer, also on one that tells of a bug."""
+    """Puts HEADERS on every answer, also on those to a bug."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:

@@ -1,8 +1,8 @@
 """The app on Ray Serve: one Web, and as many Examiners and Scorers as there is work.
 
-    Web       HTTP, the queue, uploads and results on its own disk; one, as it is the memory of the app
+    Web       HTTP, the queue, uploads and results on its own disk; only one, as it holds the state of the app
     Examiner  one video at a time, in child processes that can be killed; on any node
-    Scorer    the detector; what several Examiners ask at the same time goes through it together
+    Scorer    the detector; concurrent requests of several Examiners are batched
 
 `serve run cluster/serve.yaml` calls `build`, `raydistal serve` calls `bind`.
 """
@@ -37,13 +37,13 @@ from raydistal.verdict import examine
 from raydistal.verdict.examine import Crops, Judge
 
 PIECE_BYTES = 4 << 20
-ASK_S = 120.0  # that the Scorer may take for some faces, with the start of another one
-ATTEMPTS = 3  # to ask it
-# By default Ray Serve looks back 30 s and waits as long: people wait for this. Down later: a start costs seconds.
+ASK_S = 120.0  # that the Scorer may take for some faces, the start of a new replica included
+ATTEMPTS = 3  # of asking it
+# By default Ray Serve averages over 30 s and waits as long, while people wait. Down slowly, as a start costs seconds.
 AUTOSCALING = {"metrics_interval_s": 1, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 60}
-LOOK_EVERY_S = 2.0  # whether a replica is alive; people wait for the next one
-LITTLE_CPU = 0.05  # more than 0, so that a head without CPUs does not work; together what an Examiner leaves of a CPU
-QUIET = {"enable_access_log": False}  # it would keep the ids, which are the keys to the results
+LOOK_EVERY_S = 2.0  # health checks: people wait until a lost replica is replaced
+LITTLE_CPU = 0.05  # more than 0, to stay off a head without CPUs; a Web and a Scorer fit beside an Examiner on one CPU
+QUIET = {"enable_access_log": False}  # it would record the ids, which are the keys to the results
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
@@ -55,7 +55,7 @@ def bind(app: App) -> serve.Application:
     """The app, ready to be deployed to the connected cluster.
 
     Raises:
-        UserError: no such detector, or one that does not say what a verdict needs.
+        UserError: no such detector, or one whose detector.json lacks what a verdict needs.
     """
     from raydistal.detector import runtime
 
@@ -84,8 +84,8 @@ def bind(app: App) -> serve.Application:
         max_ongoing_requests=1,
         autoscaling_config={"min_replicas": 1, "max_replicas": num_examiners, "target_ongoing_requests": 1}
         | AUTOSCALING,
-        graceful_shutdown_timeout_s=2 * app.limits.timeout_s + ASK_S,  # one that is to go ends its video first
-        ray_actor_options={"num_cpus": 1 - 2 * LITTLE_CPU},  # so as many as there are CPUs, beside a Web and a Scorer
+        graceful_shutdown_timeout_s=2 * app.limits.timeout_s + ASK_S,  # so that a stopping replica can finish its video
+        ray_actor_options={"num_cpus": 1 - 2 * LITTLE_CPU},  # as many as CPUs, with room for a Web and a Scorer
     )
     return _deploy(
         Web,
@@ -95,7 +95,7 @@ def bind(app: App) -> serve.Application:
         num_examiners,
         examiner,
         num_replicas=1,
-        max_ongoing_requests=200,  # uploads, and pages that ask how far it is: they hardly work
+        max_ongoing_requests=200,  # uploads, and pages that poll: they need little CPU
         ray_actor_options={"num_cpus": LITTLE_CPU},
     )
 
@@ -118,7 +118,7 @@ def _has_heatmaps(location: str) -> bool:
 
 @serve.ingress()
 class Web:
-    """HTTP. What it knows goes with it: after a restart, ids are unknown."""
+    """HTTP. Its state is lost with it: after a restart, earlier ids are unknown."""
 
     def __init__(
         self, app: App, name: str, about: dict[str, Any], num_examiners: int, examiner: DeploymentHandle[Any]
@@ -132,15 +132,15 @@ class Web:
         )
         self.examiner = examiner.options(stream=True)
         self.folder = PrivateFolder()
-        # No more at once than there may be Examiners: Ray Serve sees how many are needed, and files wait on disk.
+        # At most one per Examiner at once: so Ray Serve sees how many are needed, and files wait on disk.
         self.jobs = Jobs(self.folder.path, app.limits, self._examine, num_examiners)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """For Ray Serve."""
+        """Ray Serve calls this to get the ASGI app."""
         return api.make(self.jobs, self.about)
 
     async def _examine(self, path: Path, name: str) -> AsyncGenerator[Message, None]:
-        """What an Examiner tells. Raises LostError if it is gone."""
+        """The messages of an Examiner. Raises LostError if it is gone."""
         upload = await asyncio.to_thread(_to_object_store, path)
         messages: Any = self.examiner.examine.remote(upload, name)
         try:
@@ -171,17 +171,17 @@ class Examiner:
         self.settings = app.settings()
         heat = partial(_ask, scorer.heat) if with_heat else None
         self.judge = Judge(name, about, partial(_ask, scorer.score), heat)
-        self.thread = ThreadPoolExecutor(1)  # the child processes belong to the thread that started them
+        self.thread = ThreadPoolExecutor(1)  # child processes belong to the thread that started them
 
     async def examine(self, upload: npt.NDArray[np.uint8], name: str) -> AsyncGenerator[Message, None]:
-        """The files and the result, or why there is none. When it is left or cancelled, so is the work."""
+        """Yields files and the result, or why there is none. Closing or cancelling it also stops the work."""
         loop = asyncio.get_running_loop()
         messages = self._messages(upload, name)
         try:
             while (message := await loop.run_in_executor(self.thread, next, messages, None)) is not None:
                 yield message
         finally:
-            await loop.run_in_executor(self.thread, messages.close)  # after the step that it is at
+            await loop.run_in_executor(self.thread, messages.close)  # after its current step
 
     def _messages(self, upload: npt.NDArray[np.uint8], name: str) -> Generator[Message, None, None]:
         with tempfile.TemporaryDirectory(dir=self.folder.path) as folder:
@@ -203,10 +203,10 @@ class Examiner:
 
 
 def _ask(method: Any, crops_NHWC: Crops) -> npt.NDArray[np.float32]:
-    """What a Scorer says of the crops. Another one is asked if it is gone.
+    """A Scorer's answer for the crops. If it is gone, another one is asked.
 
     Raises:
-        VideoError: there is none, or it does not answer.
+        VideoError: no Scorer answers.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -221,7 +221,7 @@ def _ask(method: Any, crops_NHWC: Crops) -> npt.NDArray[np.float32]:
 
 
 class Scorer:
-    """The detector at work."""
+    """Runs the detector."""
 
     def __init__(self, location: str, with_heat: bool) -> None:
         device = start_torch()
@@ -243,6 +243,6 @@ class Scorer:
 
 
 def _together(model: Callable[[Crops], npt.NDArray[np.float32]], requests: Sequence[Crops]) -> list[Any]:
-    """One call for all requests; to each its own."""
+    """Calls the model once for all requests, and splits what it returns."""
     ends = np.cumsum([len(crops_NHWC) for crops_NHWC in requests])
     return np.split(model(np.concatenate(requests)), ends[:-1])

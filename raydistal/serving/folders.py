@@ -1,4 +1,4 @@
-"""Private folders that go with the process that made them, however it ends."""
+"""Private folders that do not outlive their process for long, however it ends."""
 
 import fcntl
 import os
@@ -13,8 +13,8 @@ LOCK = "lock"
 class PrivateFolder:
     """A new folder in TMPDIR that only this user may enter.
 
-    A process that is killed leaves its folder behind, with what people uploaded. The next one that makes such a folder
-    on the same machine removes it: whose lock is free has no process.
+    A killed process leaves its folder behind, with what people uploaded. The next process that makes such a folder on
+    the same machine removes it: if a folder's lock is free, its process is gone.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class PrivateFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             if (self.path / LOCK).exists():
                 break
-            os.close(self._lock)  # it was taken for a leftover before it was locked
+            os.close(self._lock)  # another process took it for a leftover before it was locked
 
     def remove(self) -> None:
-        """With all that is in it."""
+        """Removes the folder with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
@@ -38,14 +38,14 @@ class PrivateFolder:
 def _remove_if_dead(folder: Path) -> None:
     try:
         if folder.lstat().st_uid != os.getuid():
-            return  # somebody else's
+            return  # another user's
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # of a process that is at its start, or removed meanwhile
+    except OSError:  # its process is just starting, or it was removed meanwhile
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)  # not through a link
-    except OSError:  # it is alive
+        shutil.rmtree(folder, ignore_errors=True)  # does not follow links
+    except OSError:  # its process is alive
         pass
     finally:
         os.close(lock)

@@ -1,9 +1,9 @@
-"""Uploads, on their way to a result. Knows neither HTTP nor Ray.
+"""The queue of uploads, up to their results. Knows neither HTTP nor Ray.
 
     upload -> waiting -> faces -> drawing -> done | failed -> removed after a while, or when told to
 
-A file is only ever read by the child process that can be killed. All of one upload lies in one folder, which goes with
-it; the upload itself goes as soon as it was examined.
+Uploads are read only by child processes that can be killed. All files of a job lie in one folder, which is removed with
+it; the upload itself is removed as soon as it has been examined.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple
 from raydistal.serving.settings import Limits
 from raydistal.verdict.examine import Progress
 
-UPLOAD_S = 900.0  # for the largest file; then the place in the queue is given to others
+UPLOAD_S = 900.0  # for the largest file; after that, its place in the queue is free again
 SWEEP_S = 5.0
-ATTEMPTS = 2  # one more, as nodes and processes go; not many, as it may be the video that ends them
+ATTEMPTS = 2  # two, as nodes and processes get lost; not more, as it may be the video that kills them
 State = Literal["waiting", "faces", "drawing", "done", "failed"]
 SHARES: dict[str, tuple[float, float]] = {"faces": (0.0, 0.6), "drawing": (0.6, 1.0)}  # of the progress
 
@@ -37,15 +37,15 @@ class EmptyError(Exception):
 
 
 class BusyError(Exception):
-    """The queue is full, or the disk."""
+    """The queue or the disk is full."""
 
 
 class SlowError(Exception):
-    """The upload did not come to its end in time."""
+    """The upload was not complete in time."""
 
 
 class LostError(Exception):
-    """The process that examined the video is gone; another one can be asked."""
+    """The process that examined the video is gone; another one can try."""
 
 
 class Piece(NamedTuple):
@@ -94,13 +94,13 @@ class Job:
 
 
 class Jobs:
-    """All of them. To be used in one event loop.
+    """All jobs. To be used in one event loop.
 
     Args:
         folder: for the files.
-        limits: what may be asked.
+        limits: of uploads, the queue and the time to keep results.
         examine: does the work; its generator is closed when the job is removed.
-        num_at_once: jobs that are given to it at the same time; the others wait here, in their order.
+        num_at_once: most jobs that are examined at the same time; the others wait here, in order.
     """
 
     def __init__(self, folder: Path, limits: Limits, examine: Examine, num_at_once: int) -> None:
@@ -109,7 +109,7 @@ class Jobs:
         self._places = asyncio.Semaphore(num_at_once)
 
     async def receive(self, name: str, chunks: AsyncIterable[bytes]) -> Job:
-        """Writes the upload to disk, queues it. Without a place, nothing is read; whatever goes wrong, nothing stays.
+        """Writes the upload to disk and queues it. If the queue is full, nothing is read; on errors, nothing is kept.
 
         Raises:
             BusyError, TooLargeError, EmptyError, SlowError, and what `chunks` raises when the sender goes away.
@@ -145,18 +145,18 @@ class Jobs:
             raise EmptyError
 
     def find(self, job_id: str) -> Job | None:
-        """None if there is none, or not any more."""
+        """The job; None if it is unknown or was removed."""
         return self._jobs.get(job_id)
 
     def num_ahead(self, job: Job) -> int:
-        """Jobs that wait and came before it; 0 if it does not wait."""
+        """Number of waiting jobs that came before it; 0 if it does not wait."""
         if job.state != "waiting":
             return 0
         before = list(self._jobs.values())
         return sum(other.state == "waiting" for other in before[: before.index(job)])
 
     async def remove(self, job_id: str) -> None:
-        """Ends the job and forgets it, with its files."""
+        """Stops the job and removes it with its files."""
         if job := self._jobs.pop(job_id, None):
             if job.task:
                 job.task.cancel()
@@ -164,12 +164,12 @@ class Jobs:
             await asyncio.to_thread(shutil.rmtree, job.folder, ignore_errors=True)
 
     async def close(self) -> None:
-        """Ends and forgets all."""
+        """Stops and removes all jobs."""
         for job_id in list(self._jobs):
             await self.remove(job_id)
 
     async def sweep(self) -> None:
-        """Removes, for ever, what was kept long enough."""
+        """Runs for ever, removing jobs whose time is over."""
         while True:
             for job in list(self._jobs.values()):
                 if job.is_over and job.expires_at <= time.time():

@@ -1,4 +1,4 @@
-"""serve: the web app, until it is told to stop."""
+"""serve: runs the web app until it is told to stop."""
 
 import logging
 import os
@@ -33,21 +33,21 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raises UserError if the detector does not do, the settings are wrong, or the port is taken."""
+    """Raises UserError if the detector is unsuitable, the settings are wrong, or the port is taken."""
     from raydistal.detector import checkpoint
     from raydistal.verdict import examine
 
     config.app.settings()
     examine.check(checkpoint.read_about(config.app.detector), config.app.detector)
-    if not os.environ.get("RAY_ADDRESS"):  # else the head listens, which may be another machine
+    if not os.environ.get("RAY_ADDRESS"):  # on a given cluster the head listens, which may be another machine
         _check_port(config.host, config.port)
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Serves on the Ray cluster until Ctrl-C or SIGTERM, then ends what it started.
+    """Serves on the Ray cluster until Ctrl-C or SIGTERM, then stops what it started.
 
     Raises:
-        UserError: as `check`, or the cluster serves something else.
+        UserError: as `check`, or the cluster already runs Ray Serve.
     """
     check(config)
     connect()
@@ -56,7 +56,7 @@ def run(config: Config) -> dict[str, Any]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if serve.status().proxies:
         raise UserError(
-            "this cluster runs Ray Serve already: add this app to its config file, as cluster/serve.yaml shows"
+            "this cluster already runs Ray Serve: add this app to its config file, as cluster/serve.yaml shows"
         )
 
     from raydistal.serving import app
@@ -70,7 +70,7 @@ def run(config: Config) -> dict[str, Any]:
         host = socket.gethostname() if config.host in OPEN_TO_ALL else config.host
         url = f"http://{f'[{host}]' if ':' in host else host}:{config.port}/"
         if config.host in OPEN_TO_ALL:
-            print("serve: there is no login, whoever reaches the port may use it: docs/serve.md", file=sys.stderr)
+            print("serve: there is no login: whoever reaches the port may use it, see docs/serve.md", file=sys.stderr)
         print(f"serve: {url} after {time.monotonic() - began:.0f} s; Ctrl-C ends it", file=sys.stderr, flush=True)
         try:
             threading.Event().wait()
@@ -82,11 +82,11 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Ray Serve would share the port with another server."""
+    """Raises UserError if the port is taken: Ray Serve would share it with the other server."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as left by a server that has just ended
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # allows a port that a server has just left
             probe.bind(address)
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from error

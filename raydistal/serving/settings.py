@@ -75,7 +75,7 @@ class App:
             timeline=self.timeline,
             band=self.band,
             draw=self.draw,
-            draw_heat=False,  # it is beside each face's picture; here people want to see the face
+            draw_heat=False,  # it is shown beside each face; in the video, people want to see the faces
             timeout_s=self.limits.timeout_s,
             memory_mib=self.limits.memory_mib,
             max_seconds=self.limits.max_seconds,

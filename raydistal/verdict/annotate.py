@@ -1,4 +1,4 @@
-"""The video again, with its faces marked. Runs in the child process of a `Sandbox`.
+"""A copy of the video with its faces marked. Runs in the child process of a `Sandbox`.
 
 H.264 and AAC or MP3 in MP4, which every browser plays, at the source's own times: a frame is shown when the source
 shows it, so that a timeline made from the source fits. Decoded, drawn on and encoded frame by frame: memory does not
@@ -30,7 +30,7 @@ from raydistal.video.decode import Frame, PacketIndex, decode_frames, open_media
 
 MAX_SIZE_PX = (3840, 2160)  # longer and shorter side: the most that browsers' hardware decoders take
 CRF, PRESET = 22, "superfast"  # as good as 20 with veryfast for 0.6 of its time; the file is half as large again
-THREADS = 1  # as in decoding: a process per core gets through more videos; each thread of x264 holds frames
+THREADS = 1  # as in decoding: one process per core has more throughput, and each thread of x264 holds frames
 KEY_EVERY_S = 2  # a click on the timeline has to decode from the last key frame
 FINEST_TICKS = 10_000_000  # per second
 TICKS = 90_000  # where the source has no usable times
@@ -39,9 +39,9 @@ BT709, BT601, UNKNOWN_MATRIX, LIKE_BT601 = 1, 6, (0, 2, 3), (4, 5, 6, 7)  # as A
 
 
 def annotate(path: str, out: str, tracks: Sequence[dict[str, Any]]) -> Iterator[pa.Table]:
-    """Writes the video at `path` with boxes, labels and heat to `out`; yields how far it is, the end last.
+    """Writes the video at `path` with boxes, labels and heat to `out`; yields its progress, lastly the end.
 
-    Frames keep their times (after `start_of`); those that are damaged are left out. The video comes upright, with even
+    Frames keep their times (after `start_of`); damaged ones are left out. The video is written upright, with even
     sides (an odd last row or column is cut off), scaled down to lie within 3840 x 2160 pixels or 2160 x 3840. Sound is
     kept (`sound_packets`); subtitles, cover art and metadata are not.
 
@@ -68,7 +68,7 @@ def annotate(path: str, out: str, tracks: Sequence[dict[str, Any]]) -> Iterator[
                 yield from _video(path, index, part, found, has_sound=True)
             except MemoryError:
                 raise
-            except (av.FFmpegError, DecodeError):  # perhaps the sound does not fit into the file: it is worth less
+            except (av.FFmpegError, DecodeError):  # perhaps the sound does not fit into the file: do without it
                 yield from _video(path, index, part, found, has_sound=False)
         os.replace(part, out)
     finally:
@@ -147,7 +147,7 @@ def _progress(num_done: int, total: int) -> pa.Table:
 
 
 class Canvas:
-    """Turns decoded frames into frames to encode: upright, of one even size, 8-bit YUV 4:2:0, drawn on."""
+    """Turns decoded frames into frames to encode: upright, of one even size, in 8-bit YUV 4:2:0, with drawings."""
 
     def __init__(self, first: Frame, tracks: Sequence[DrawnTrack]) -> None:
         height_px, width_px = first.shape
@@ -156,9 +156,9 @@ class Canvas:
         self.width_px, self.height_px = (max(2, int(side * scale) & ~1) for side in (width_px, height_px))
         self.matrix = first.picture.colorspace
         if first.picture.format.is_rgb or first.picture.format.has_palette:
-            self.matrix = BT601  # by which it is converted
+            self.matrix = BT601  # it is converted with this one
         elif self.matrix in UNKNOWN_MATRIX:
-            self.matrix = BT709 if height_px >= 720 else BT601  # as players guess
+            self.matrix = BT709 if height_px >= 720 else BT601  # players guess the same
         self._painter = Painter(tracks, self.width_px, self.height_px, self.matrix not in LIKE_BT601)
         self._reformatter = VideoReformatter()
 
@@ -168,7 +168,7 @@ class Canvas:
         source_size = picture.width, picture.height
         if frame.turns % 2:
             size, source_size = size[::-1], source_size[::-1]
-        # A row or column too many is cut off: scaling by one pixel would blur all of it.
+        # A surplus row or column is cut off: scaling by one pixel would blur the whole frame.
         fits = picture.width - size[0] in (0, 1) and picture.height - size[1] in (0, 1)
         width_px, height_px = (None, None) if fits else size
         picture = self._reformatter.reformat(

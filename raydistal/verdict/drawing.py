@@ -1,7 +1,7 @@
-"""What is drawn on a frame: boxes, labels and heat. Never by colour alone: each verdict has its line, sign and word.
+"""Draws boxes, labels and heat on frames. Verdicts differ by line, sign and word, never by colour alone.
 
 A frame is three planes (YUV 4:2:0), as it comes from the decoder and goes into the encoder. Only the part around the
-faces is unpacked, drawn on and packed again, in the frame's own colours: the rest stays what it was, to the bit.
+faces is unpacked, drawn on and packed again, in the frame's own colours: the rest keeps its bits.
 """
 
 import base64
@@ -23,8 +23,8 @@ Box = npt.NDArray[np.float64]  # x0, y0, x1, y1 in pixels
 Rect = tuple[int, int, int, int]
 Rgb = tuple[int, int, int]
 
-MAX_GAP_S = 1.0  # longer than this, and than 1.5 steps, a face is not assumed to have been there
-UNKNOWN_STEP_S = 1.0  # between looks, where there was only one
+MAX_GAP_S = 1.0  # in gaps longer than this and 1.5 steps, a face is taken to be out of sight
+UNKNOWN_STEP_S = 1.0  # between sightings, if there is only one
 DARK, PALE, LIGHT = (16, 20, 26), (200, 208, 216), (255, 255, 255)
 HEAT_OPACITY = 0.62
 NOTE = "score: 0 real \N{EN DASH} 1 fake"
@@ -77,8 +77,8 @@ class DrawnTrack:
     def at(self, now_s: float, step_s: float) -> tuple[Box, int] | None:
         """The box at this time and the number of the sighting nearest to it; None while the face is out of sight.
 
-        Between sightings the box moves evenly; before the first and after the last one, and of a gap, it stays for
-        half a step, the usual time between looks.
+        Between sightings the box moves evenly. Before the first and after the last one, and at both ends of a gap, it
+        stays for half a step, the usual time between sightings.
         """
         if not len(self.pts_s_K):
             return None
@@ -93,7 +93,7 @@ class DrawnTrack:
         return (self.boxes_K4[nearest], nearest) if abs(self.pts_s_K[nearest] - now_s) <= step_s / 2 else None
 
     def area_of_heat(self, box_4: Box, source_size: tuple[int, int]) -> Box:
-        """What the heat lies over, in pixels of the source of this width and height."""
+        """The square that the heat covers, in pixels of a source of this width and height."""
         if self.margin is None:
             return box_4
         width_px, height_px = source_size
@@ -101,7 +101,7 @@ class DrawnTrack:
 
 
 def step_between(tracks: Sequence[DrawnTrack]) -> float:
-    """Seconds from one look at the video to the next, as a rule."""
+    """Usual time between sightings, in seconds."""
     looks_s = np.unique([now_s for track in tracks for now_s in track.pts_s_K.tolist()])
     return float(np.median(np.diff(looks_s))) if len(looks_s) > 1 else UNKNOWN_STEP_S
 
@@ -113,7 +113,7 @@ class Painter:
         tracks: the faces.
         width_px: of the frames drawn on, even.
         height_px: likewise.
-        is_bt709: by which matrix the frames' colours were made; else by that of BT.601. Limited range.
+        is_bt709: whether the frames use the matrix of BT.709, else that of BT.601. Limited range.
     """
 
     def __init__(self, tracks: Sequence[DrawnTrack], width_px: int, height_px: int, is_bt709: bool) -> None:
@@ -124,7 +124,7 @@ class Painter:
         self.line_px = max(2, round(shorter_px / 270))
         self.outline_px = max(1, round(shorter_px / 720))
         self.font_px = max(9.0, 4.5 + 0.0315 * shorter_px)  # 16 at 360p, 39 at 1080p, 73 at 4K
-        self._labels: dict[DrawnTrack, list[Tile]] = {}  # of the tracks in sight: each takes a megabyte at 1080p
+        self._labels: dict[DrawnTrack, list[Tile]] = {}  # of tracks in sight only: each takes a megabyte at 1080p
         note = Tile.of([(NOTE, DARK, PALE)], 0.62 * self.font_px, self.outline_px, self.yuv)
         self._note = note if tracks and note.width_px < 0.6 * width_px else None
         self._last_choice: dict[DrawnTrack, int] = {}
@@ -166,7 +166,7 @@ class Painter:
             _pack(patch_HWC, planes, rect)
 
     def _inside(self, box_4: Box) -> Box | None:
-        """The part of the box that is in the frame, its line with it; None if next to nothing is."""
+        """The part of the box, its line included, that is inside the frame; None if hardly any is."""
         edge = self.line_px / 2 + self.outline_px
         width_px, height_px = self.size
         inside_4 = np.clip(box_4, edge, np.array([width_px, height_px] * 2) - 1 - edge)
@@ -188,7 +188,7 @@ class Painter:
             cv2.polylines(image_HWC, points, False, yuv, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
 
     def _warm(self, image_HWC: Image, heat_hw: Image, square: Rect) -> None:
-        """Lays the colours of the heat over a square, the hotter the denser."""
+        """Blends the colours of the heat into a square, more opaque where it is hotter."""
         x0, y0, x1, y1 = square
         left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, image_HWC.shape[1]), min(y1, image_HWC.shape[0])
         if right <= left or bottom <= top:
@@ -204,7 +204,7 @@ class Painter:
         part_HWC[:] = faded_HWC
 
     def _tiles(self, track: DrawnTrack) -> list["Tile"]:
-        """Its label, and a shorter one for a crowd. An unsure one has no score: people would go by it."""
+        """Its label, and a shorter one for a crowd. An unsure one shows no score, as people would rely on it."""
         style = STYLES[track.verdict]
         score = "" if track.verdict == "unsure" else f" {track.probability:.2f}"
         words = f"{style.sign} {style.word}{score}"
@@ -214,7 +214,7 @@ class Painter:
         return [tile for tile in tiles if tile.width_px <= self.size[0]]
 
     def _places(self, boxes: Mapping[DrawnTrack, Box]) -> list[tuple["Tile", Rect]]:
-        """Where the labels go: at the box, inside the frame, off the other labels and faces where that can be."""
+        """Where the labels go: at the box, inside the frame, and clear of other labels and faces if possible."""
         self._labels = {track: self._labels[track] if track in self._labels else self._tiles(track) for track in boxes}
         placed = [] if self._note is None else [(self._note, self._in_the_corner(self._note))]
         for track, box_4 in boxes.items():
@@ -222,7 +222,7 @@ class Painter:
             choices = [(tile, rect) for tile in self._labels[track] for rect in self._choices(tile, box_4)]
             costs = [
                 0.02 * choice
-                - 0.1 * (choice == self._last_choice.get(track))  # it does not jump to and fro
+                - 0.1 * (choice == self._last_choice.get(track))  # so that it does not jump to and fro
                 + sum(0.5 + 3 * shared / tile.area for _, taken in placed if (shared := _shared(rect, taken)))
                 + sum(_shared(rect, other) for other in others) / tile.area
                 + 0.3 * _shared(rect, _whole(box_4)) / tile.area
@@ -272,10 +272,10 @@ class Yuv:
         return rgb_N3 @ self._matrix_33.T + [16, 128, 128]
 
     def heat(self) -> tuple[Image, Image]:
-        """(256, 1, 3) each, for a heat of 0 to 255: the share of the picture that stays, of 255, and the colour added.
+        """(256, 1, 3) each, by heat from 0 to 255: the share (of 255) of the picture to keep, and the colour to add.
 
-        The colours are inferno's: unlike those of a rainbow they grow lighter with the heat, for every kind of colour
-        vision and in grey. What is cold stays clear.
+        The colour map is inferno, whose lightness rises with the heat, unlike a rainbow's: it can be read in grey and
+        with any colour vision. Cold places stay clear.
         """
         levels = np.arange(256, dtype=np.uint8)
         bgr_N3 = cv2.applyColorMap(levels[:, None], cv2.COLORMAP_INFERNO)[:, 0]
@@ -295,7 +295,7 @@ class Tile:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[str, Rgb, Rgb]], font_px: float, outline_px: int, yuv: Yuv) -> "Tile":
-        """Parts of a text side by side, each with its ground and its colour, in a dark rim."""
+        """Pieces of text side by side, each with its own background and colour, within a dark rim."""
         height_px = round(1.55 * font_px)
         pieces = []
         for text, fill, colour in parts:
@@ -322,11 +322,11 @@ class Tile:
         return self.width_px * self.height_px
 
     def rect(self, left: int, top: int) -> Rect:
-        """What it covers with its corner there."""
+        """The area it covers with its top left corner there."""
         return left, top, left + self.width_px, top + self.height_px
 
     def put(self, image_HWC: Image, left: int, top: int) -> None:
-        """Onto an image, as far as it lies on it."""
+        """Blends it into an image; parts outside are cut off."""
         x0, y0 = max(left, 0), max(top, 0)
         x1, y1 = min(left + self.width_px, image_HWC.shape[1]), min(top + self.height_px, image_HWC.shape[0])
         if x1 <= x0 or y1 <= y0:
@@ -361,7 +361,7 @@ def _rounded(shape: tuple[int, int], radius: float) -> npt.NDArray[np.float64]:
 
 
 def _soft_edged(width_px: int, height_px: int) -> Image:
-    """255 within, falling to 0 along the edges: a square of heat is not to be seen as a square."""
+    """255 inside, falling to 0 along the edges, so that a square of heat does not look like a box."""
     sides = [np.minimum(np.arange(px), np.arange(px)[::-1]) / (0.08 * px) for px in (height_px, width_px)]
     rows_H, columns_W = (np.minimum(side, 1) for side in sides)
     return np.asarray(255 * rows_H[:, None] * columns_W, np.uint8)
@@ -420,7 +420,7 @@ def _apart(rects: Sequence[Rect], size: tuple[int, int]) -> list[Rect]:
 
 
 def _unpack(planes: Planes, rect: Rect) -> Image:
-    """(H, W, 3) of a part of the frame; a pixel's colour is that of its group of four."""
+    """A part of the frame as (H, W, 3); four pixels share one colour."""
     x0, y0, x1, y1 = rect
     luma, *chroma = (plane[y0 // part : y1 // part, x0 // part : x1 // part] for plane, part in _parts(planes))
     grown = [cv2.resize(plane, luma.shape[::-1], interpolation=cv2.INTER_NEAREST) for plane in chroma]
@@ -428,7 +428,7 @@ def _unpack(planes: Planes, rect: Rect) -> Image:
 
 
 def _pack(patch_HWC: Image, planes: Planes, rect: Rect) -> None:
-    """The reverse: what was not drawn on comes out as it went in."""
+    """The inverse of `_unpack`: pixels that were not drawn on keep their values."""
     x0, y0, x1, y1 = rect
     for channel, (plane, part) in zip(cv2.split(patch_HWC), _parts(planes), strict=True):
         size = (x1 - x0) // part, (y1 - y0) // part

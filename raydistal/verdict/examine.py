@@ -1,4 +1,4 @@
-"""One video or picture, whole: faces, tracks, verdicts, files. What `raydistal detect` and the web app do with it."""
+"""Examines one video or picture: faces, tracks, verdicts, files. For `raydistal detect` and the web app."""
 
 import base64
 import os
@@ -45,7 +45,7 @@ class Judge(NamedTuple):
     score: Callable[[Crops], npt.NDArray[np.float32]]
     """(N, S, S, 3) crops, S = about["input_px"], to (N,) probabilities of fake."""
     heat: Callable[[Crops], npt.NDArray[np.float32]] | None = None
-    """The same crops to (N, h, w) from 0 to 1, of low resolution: where it sees the fake."""
+    """The same crops to (N, h, w) maps from 0 to 1, of low resolution: the evidence for fake."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ def check(about: Mapping[str, Any], location: str) -> None:
     faces = about.get("data", {}).get("faces")
     if not faces or "threshold" not in about:
         raise UserError(
-            f"{location} does not say how the faces that it learnt from were cut out, or from which probability on it "
-            "calls a video fake: train it again with this version: raydistal train"
+            f"{location} does not say how its training faces were cropped, or above which probability it calls a video "
+            "fake: train it again with this version: raydistal train"
         )
     if faces["detector"] not in ("haar", "none") and not Path(faces["detector"]).is_file():
         raise UserError(f"{location} learnt from faces found by {faces['detector']}: put that YuNet model there")
@@ -95,7 +95,7 @@ def check(about: Mapping[str, Any], location: str) -> None:
 def describe(name: str, about: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The part of every result that is not about the video: detector, protocol and raydistal (the version)."""
     band, data = _band(about, settings), about["data"]
-    # checkpoint.model_id would load PyTorch, where the detector may be at work in another process.
+    # Not by checkpoint.model_id, which loads PyTorch: the detector may run in another process.
     detector = {"name": name, "model_id": about["digest"][:12]} | {
         "architecture": about["architecture"],
         "technique": about.get("technique"),
@@ -113,25 +113,25 @@ def describe(name: str, about: Mapping[str, Any], settings: Settings) -> dict[st
 def examine(
     path: str, name: str, folder: str, judge: Judge, settings: Settings | None = None, video_id: str = ""
 ) -> Generator[Progress, None, dict[str, Any]]:
-    """Examines one local file; yields how far it is, writes `folder`, returns the result (PEP 380).
+    """Examines one local file: yields its progress, writes `folder`, returns the result (PEP 380).
 
     Times of the result are those of the annotated video: the source's, see `watch.start_of`. Memory does not grow with
-    the pictures: crops come in small tables from the child, are scored, and leave, but for the best of each track.
+    the crops: they come from the child in small tables, and only the best one of each track is kept.
 
     Args:
         path: a local file, of any kind.
         name: what it is called in the result; no path.
         folder: local, made if it is not there. Gets verdict.json (written last), timeline.csv, face-N.jpg,
             heatmap-N.jpg (with judge.heat), annotated.mp4 or annotated.jpg (with settings.draw).
-        judge: the detector at work; its `about` is one that `check` has passed.
+        judge: the detector; `check` has passed its `about`.
         settings: default: Settings().
         video_id: what random:N depends on; default: the name.
 
-    Iterate it in one thread: its two child processes belong to the thread that it runs in.
+    Iterate over it in one thread: its two child processes belong to that thread.
 
     Raises:
-        VideoError: the file cannot be examined; nothing is written. A video that can be examined and not
-            drawn is no error: the result's `annotated` is null, and its `error` says why.
+        VideoError: the file cannot be examined; nothing is written. If it is only the drawing that fails, the result's
+            `annotated` is null, and its `error` says why.
     """
     settings = settings or Settings()
     watched, band = Watched(judge, settings), _band(judge.about, settings)
@@ -156,7 +156,7 @@ def examine(
 
 
 class Best(NamedTuple):
-    """The picture that stands for a track."""
+    """The picture that represents a track."""
 
     merit: float
     jpeg: bytes
@@ -164,7 +164,7 @@ class Best(NamedTuple):
 
 
 class Watched:
-    """What was seen of one video."""
+    """What was seen in one video."""
 
     def __init__(self, judge: Judge, settings: Settings) -> None:
         self.judge, self.settings = judge, settings
@@ -176,7 +176,7 @@ class Watched:
         self._linker = Linker(0)
 
     def watch(self, path: str, video_id: str) -> Iterator[Progress]:
-        """Fills itself. Raises VideoError."""
+        """Looks at the file at `path` and fills this object; yields its progress. Raises VideoError."""
         of_faces = self.judge.about["data"]["faces"]
         arguments = {key: of_faces[key] for key in OF_LOOK if key in of_faces} | {"path": path, "video_id": video_id}
         arguments |= {"sample": _sample(self.judge.about, self.settings), "timeline": self.settings.timeline}
@@ -249,7 +249,7 @@ def _band(about: Mapping[str, Any], settings: Settings) -> result.Band:
 
 
 def _clear(folder: str) -> None:
-    """Makes the folder; what an earlier call wrote there goes, its verdict first."""
+    """Makes the folder, and removes what an earlier call wrote there, its verdict first."""
     os.makedirs(folder, exist_ok=True)
     for pattern in (VERDICT, "timeline.csv", "face-*.jpg", "heatmap-*.jpg", "annotated.*"):
         for file in Path(folder).glob(pattern):
@@ -257,7 +257,7 @@ def _clear(folder: str) -> None:
 
 
 def _write_pictures(folder: str, track: dict[str, Any], best: Best) -> None:
-    """face-N.jpg and, with heat, heatmap-N.jpg, of which the track is told."""
+    """Writes face-N.jpg and, with heat, heatmap-N.jpg, which is noted in the track."""
     Path(folder, track["thumbnail"]).write_bytes(crop.encode(crop.decode(best.jpeg, THUMBNAIL_PX), "jpeg:90"))
     if best.heat_hw.size:
         track["heatmap"] = f"heatmap-{track['track']}.jpg"
@@ -268,7 +268,7 @@ def _write_pictures(folder: str, track: dict[str, Any], best: Best) -> None:
 def _draw(
     path: str, folder: str, found: dict[str, Any], watched: Watched, faces: list[result.Face]
 ) -> Iterator[Progress]:
-    """The annotated file, of which `found` is told; if that fails, why."""
+    """Writes the annotated file; notes its name in `found` or, if that fails, the reason."""
     name = "annotated.jpg" if found["video"]["is_picture"] else "annotated.mp4"
     out, sandbox = os.path.join(folder, name), _sandbox("annotate", watched.settings)
     try:

@@ -1,12 +1,12 @@
-"""From the faces of a video, their tracks and their probabilities to a verdict in words, as JSON and as CSV.
+"""From the faces of a video, their tracks and probabilities, to a verdict in words, as JSON and as CSV.
 
-Two sorts of evidence. The video's `probability` is the mean over the largest faces of the sampled frames, which is what
-the detector was measured with. A track's is the mean over all its faces. A probability is fake from `high` on, real
-down to `low`, and unsure in between. Of all that is judged, the most alarming decides: so one of many faces may be
-the reason, and a video of many faces is sooner called fake than the metrics, which know the first sort alone, tell.
+There are two kinds of evidence. The video's `probability` is the mean over the largest faces of the sampled frames, as
+in the detector's evaluation. A track's is the mean over all its faces. A probability of `high` or more is fake, of
+`low` or less real, and unsure in between. The most alarming one decides: so one face of many can be the reason, and
+videos of many faces are called fake more readily than the metrics, which know the first kind alone, suggest.
 
-Face detectors see faces where there are none, as a rule for a moment. So a track of fewer than MIN_FACES faces is
-unsure and decides nothing, and the video's probability decides only if it rests mostly on faces of longer tracks.
+Face detectors see faces where there are none, mostly for a moment. So a track of fewer than MIN_FACES faces is unsure
+and decides nothing, and the video's probability decides only if it rests mostly on faces of longer tracks.
 """
 
 import csv
@@ -26,13 +26,13 @@ class Face(NamedTuple):
     """One face of one frame."""
 
     track: int
-    """From 1 on as in the result; before `number_tracks`, as `Linker` gave it."""
+    """From 1 on as in the result; before `number_tracks`, the number that `Linker` gave."""
     frame_index: int
     pts_s: float
     """Seconds since the video's first frame."""
     box_xyxy_px: tuple[float, float, float, float]
     is_sampled: bool
-    """It counts to the video's probability: the largest face of a frame that `sample` picks."""
+    """It counts towards the video's probability: the largest face of a frame that `sample` picks."""
     probability: float
 
 
@@ -45,7 +45,7 @@ class Band(NamedTuple):
 
     @classmethod
     def around(cls, threshold: float, width: float) -> "Band":
-        """`width` to either side, though never more than half of what is there: each verdict stays possible."""
+        """`width` to either side, but at most half of the room there, so that each verdict stays possible."""
         low = max(threshold - width, threshold / 2)
         return cls(threshold, low, min(threshold + width, (1 + threshold) / 2))
 
@@ -57,7 +57,7 @@ class Band(NamedTuple):
 
 
 def number_tracks(faces: Sequence[Face]) -> dict[int, int]:
-    """The number of each track in the result, from 1: those of more time on screen, and of larger faces, first."""
+    """The number of each track in the result, from 1: those with more and larger faces come first."""
     weight: dict[int, float] = {}
     for face in faces:
         x0, y0, x1, y1 = face.box_xyxy_px
@@ -139,7 +139,7 @@ def _of_track(track: Mapping[str, Any], num_frames: int) -> str:
 
 
 def _mean(faces: Sequence[Face]) -> float:
-    """As `raydistal evaluate` has it."""
+    """Mean probability, computed as in `raydistal evaluate`."""
     from raydistal.detector.metrics import aggregate
 
     probability_N = np.array([face.probability for face in faces], np.float32)
@@ -172,5 +172,5 @@ def to_csv(entries: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def to_json(result: Mapping[str, Any]) -> bytes:
-    """Strict JSON. Raises ValueError for numbers that it has not (NaN)."""
+    """Strict JSON. Raises ValueError for NaN and infinity, which JSON lacks."""
     return json.dumps(result, allow_nan=False, indent=1).encode()

@@ -15,14 +15,14 @@ COPIED = frozenset({"aac", "mp3"})  # every browser plays them in MP4; not so Op
 RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000})
 BIT_RATE = 160_000
 BEFORE_S = 0.1  # an encoder's run-up lies before 0
-MAX_JUMP_S = 10.0  # a time further than this beyond the picture and the sound so far is damage
+MAX_JUMP_S = 10.0  # a time that is this far beyond the picture and the sound so far is damage
 JITTER_S = 0.002  # of times in whole milliseconds, as Matroska has them
 
 Packets = Iterator[tuple[float, "av.Packet[AudioStream]"]]
 
 
 def sound_packets(path: str, container: OutputContainer, start_s: float, end_s: float) -> Packets:
-    """Adds the first sound track of `path` to a container; gives its packets, to be muxed in this order.
+    """Adds the first sound track of `path` to a container; yields its packets, to be muxed in this order.
 
     AAC and MP3 are copied, all else becomes AAC, in stereo if it has more than one channel. Sound that cannot be
     decoded is left out.
@@ -55,12 +55,12 @@ def _unbroken(packets: Packets) -> Packets:
         yield from packets
     except MemoryError:
         raise
-    except (av.FFmpegError, ValueError, DecodeError):  # damaged: what came before it is good
+    except (av.FFmpegError, ValueError, DecodeError):  # damaged: what came before is kept
         return
 
 
 def _source_packets(path: str, start_s: float, end_s: float) -> Packets:
-    """Of the sound of the source, those of impossible times left out."""
+    """The packets of the source's sound, less those with impossible times."""
     with open_media(path) as (source, _):
         latest_s = end_s
         for packet in source.demux(source.streams.audio[0]):

@@ -1,8 +1,8 @@
 """Which faces of a video are one person: each is linked to a face of an earlier frame, by place, size and look.
 
-Faces come a few times per second, and now and then one is missed or false. So place alone does not do: after a cut
-another person may be where the last one was, and two who cross change places. The look is the whole crop in a few
-pixels: hair, clothes and what is behind a head tell more of who it is than a face that talks.
+Faces come a few times per second, and now and then one is missed or false. So place alone is not enough: after a cut
+another person may be where the last one was, and two people who cross change places. The look is the whole crop in a
+few pixels: hair, clothes and background identify a person better than a face that talks.
 
 N faces of a frame, P numbers of a look, C of a scene.
 """
@@ -20,17 +20,17 @@ Scene = npt.NDArray[np.uint8]
 
 LOOK_PX = 12
 MAX_GAP_S = 1.5  # a person not seen for longer is taken for another one
-SIZE_RATIO = 1.8  # of a face to itself, from frame to frame, that costs 1
+SIZE_RATIO = 1.8  # change of a face's size between frames that costs 1
 SETTLING_S = 0.3  # over which a speed is averaged: boxes tremble
-COASTING_S = 0.5  # for which a speed is believed
+COASTING_S = 0.5  # for which a speed is trusted
 LIKENESS_IN_SHOT, LIKENESS_OVER_CUT = 0.35, 0.85  # least correlation of two looks
 SCENE_LIKENESS, SCENE_STEP = 0.4, 8.0  # a cut: less correlation and more change in grey levels, from frame to frame
-MAX_COST = 1.6  # of a link; a face that has not moved nor changed costs 0
-MAX_ALIVE = 100  # tracks that may go on, those seen last: bounds the work on a video full of false faces
+MAX_COST = 1.6  # of a link; a face that has neither moved nor changed costs 0
+MAX_ALIVE = 100  # most tracks that may go on, those seen last: bounds the work on a video full of false faces
 
 
 def look_of(crop_HWC: Image) -> Floats:
-    """(P,) of mean 0 and length 1, so that the product of two is their correlation; 0 where all is of one colour."""
+    """(P,) of mean 0 and length 1, so that the dot product of two is their correlation; zeros if of one colour."""
     look = cv2.resize(crop_HWC, (LOOK_PX, LOOK_PX), interpolation=cv2.INTER_AREA).astype(np.float64).reshape(-1)
     look -= look.mean()
     return np.asarray(look / max(float(np.linalg.norm(look)), 1e-9))
@@ -57,8 +57,8 @@ class Track:
         self.seen_s, self.centre_2, self.size, self.look_P, self.scene_C = seen_s, centre_2, size, look_P, scene_C
 
     def cost(self, now_s: float, centre_N2: Floats, size_N: Floats, look_NP: Floats, scene_C: Scene) -> Floats:
-        """(N,) of going on with each face: how far it is from where this one should be, in shares of how far that may
-        be, how much larger or smaller, and how little alike; infinite where that cannot be.
+        """(N,) costs of going on with each face: its distance from where this one should be, relative to the largest
+        allowed, plus change of size and of look; infinite where it cannot be this person.
         """
         away_s = now_s - self.seen_s
         expected_2 = self.centre_2 + self.speed_2 * min(away_s, COASTING_S)
@@ -83,7 +83,7 @@ class Linker:
         self._num = 0
 
     def add(self, now_s: float, scene_C: Scene, boxes_N4: npt.NDArray[np.float32], look_NP: Floats) -> list[int]:
-        """Number of the track of each face of the next frame, from 0; a new one where it goes with none.
+        """Number, from 0, of the track of each face of the next frame; a new one where none fits.
 
         Args:
             now_s: time of the frame, after that of the one before.
@@ -112,7 +112,7 @@ class Linker:
 
 
 def is_cut(before_C: Scene, after_C: npt.NDArray[np.uint8]) -> bool:
-    """True if two frames, in a few pixels each, are not of one shot, or the camera went elsewhere."""
+    """True if two frames, in a few pixels each, are of different shots or views."""
     before_C, after_C = before_C.astype(np.float64), after_C.astype(np.float64)
     if np.abs(after_C - before_C).mean() < SCENE_STEP:
         return False
@@ -122,11 +122,11 @@ def is_cut(before_C: Scene, after_C: npt.NDArray[np.uint8]) -> bool:
 
 
 def _pairs(cost_TN: Floats) -> list[tuple[int, int]]:
-    """As many pairs as can be, of the least cost in all."""
+    """As many pairs as possible, of the least total cost."""
     if not len(cost_TN):
         return []
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-    never = 1e3  # more than all pairs of a frame cost
+    never = 1e3  # more than all pairs of a frame can cost
     pairs = zip(*linear_sum_assignment(np.minimum(cost_TN, never)), strict=True)
     return [(int(row), int(column)) for row, column in pairs if cost_TN[row, column] < never]

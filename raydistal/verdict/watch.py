@@ -1,9 +1,8 @@
-"""All faces of the frames looked at of one video, as a stream. Runs in the child process of a `Sandbox`.
+"""Streams all faces of the frames of one video that are looked at. Runs in the child process of a `Sandbox`.
 
-Two samplings are looked at in one pass. `sample` is the protocol that the detector learnt from: its frames go, in order
-and by themselves, through `LargestFace`, so that the largest faces, their boxes and their pixels are those of
-`raydistal extract`, to the bit. `timeline` shows what happens in between: its frames, and those of `sample` for further
-faces, are searched in full.
+One pass serves two samplings. `sample` is the protocol of the detector's training: its frames alone go, in order,
+through `LargestFace`, so that the largest faces, their boxes and pixels are exactly those of `raydistal extract`.
+`timeline` shows what happens in between: its frames, and those of `sample` for further faces, are searched in full.
 """
 
 from collections.abc import Iterator
@@ -23,8 +22,8 @@ from raydistal.schemas import list_column
 from raydistal.video.decode import decode_frames, read_index
 from raydistal.video.sampling import Sampling
 
-MAX_FACES = 24  # of a frame, the largest; bounds a row, whatever a detector sees in a wallpaper
-MAX_OVERLAP = 0.5  # share of the smaller of two boxes in the other: from there on they are one face
+MAX_FACES = 24  # the largest of a frame: bounds a row, whatever a detector sees in a wallpaper
+MAX_OVERLAP = 0.5  # share of the smaller of two boxes that lies in the other, above which they are one face
 SCENE_PX = (16, 9)
 MAX_START_S = 10.0
 SCHEMA = pa.schema(
@@ -75,7 +74,7 @@ def watch(
         box_xyxy_px, detection_score: lists over the N faces of the frame
         pixels: list of N crops, each size_px * size_px * 3 bytes, RGB, compressed as `crops` has it
 
-    Of a detector "none" the whole frame is the one face.
+    With the detector "none", the whole frame is the one face.
 
     Raises:
         DecodeError: not a video, none of the frames could be decoded, or one is too small to equalize.
@@ -141,13 +140,13 @@ def _overlap(one_4: Boxes, other_4: Boxes) -> float:
 
 
 def _as_kept(crop_HWC: Image, crops: str) -> Image:
-    """The crop as it comes back from the `faces` table."""
+    """The crop as it would come back from the `faces` table."""
     return decode(encode(crop_HWC, crops), len(crop_HWC)) if crops.startswith("jpeg:") else crop_HWC
 
 
 def start_of(pts_s_N: npt.NDArray[np.float64]) -> float:
-    """The time in the source that is 0 in what is made of it: 0, but that of the first frame where that is negative, or
-    so late that the video must be a part of a broadcast.
+    """The time in the source that becomes 0 in the result: 0, or the first frame's time if that is negative, or so late
+    that the video must be a part of a broadcast.
     """
     start_s = float(pts_s_N[0]) if len(pts_s_N) else 0.0
     return 0.0 if 0 <= start_s <= MAX_START_S else start_s
@@ -156,7 +155,7 @@ def start_of(pts_s_N: npt.NDArray[np.float64]) -> float:
 def _about(pts_s_N: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Number of frames, `start_of`, and the time from there to the end of the last frame; 0 of a picture."""
     start_s, num_frames = start_of(pts_s_N), len(pts_s_N)
-    step_s = np.median(np.diff(pts_s_N)) if num_frames > 1 else 0.0  # the last frame is shown as long as most
+    step_s = np.median(np.diff(pts_s_N)) if num_frames > 1 else 0.0  # the last frame counts as long as most
     duration_s = float(pts_s_N[-1] + step_s) - start_s if num_frames > 1 else 0.0
     return {"num_frames": num_frames, "start_s": start_s, "duration_s": duration_s}
 

@@ -222,7 +222,7 @@ def test_sets_that_teach_nothing_are_not_called_equal(metric):
     found = compare([0.5] * 3, [0.5] * 3, [0.95] * 3, [0.5] * 3, margin=0.3, metric=metric)
     assert words(found) == {"full": "cannot tell", "random": "worse", "frame_count": "cannot tell"}
     told = [
-        one["text"].endswith("neither does it tell real from fake better than chance.") for one in found["verdicts"]
+        one["text"].endswith("neither set does it tell real from fake better than chance.") for one in found["verdicts"]
     ]
     assert told == [True, False, True]
 

@@ -142,7 +142,7 @@ def test_a_reader_that_comes_when_it_is_done(tmp_path, monkeypatch):
     ("make", "message"),
     [
         (lambda run: None, "no table at"),
-        (lambda run: tables.write_table(f"{run}/faces", pa.table({"rank": [1]}), {}), "no table of faces or scores"),
+        (lambda run: tables.write_table(f"{run}/faces", pa.table({"rank": [1]}), {}), "not a table of faces or scores"),
         (lambda run: (write_parts(f"{run}/faces", 3), write_parts(f"{run}/faces", 2, {"crops": "none"})), "crops: "),
     ],
 )

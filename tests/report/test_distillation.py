@@ -117,7 +117,7 @@ def test_notices(contents):
     assert distillation.notices(all_kept) == [
         "The table uncertainty is unfinished: this page shows what is in it so far.",
         "The features come from random weights: uncertainty, and what is selected by it, mean little.",
-        "Frames were selected at random: a baseline to hold other strategies against.",
+        "Frames were selected at random: a baseline to compare other strategies with.",
         "Only 1 of 4 fake frames were there to select.",
         "1 of the 5 distilled videos have no representative frame and rank by their mean uncertainty alone. "
         "More --frames would tell more videos apart.",

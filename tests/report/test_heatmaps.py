@@ -88,7 +88,7 @@ def test_what_must_be_known_first(tmp_path, write_run, read_page):
         "xception was exported and gives no gradients: maps and P(fake) are those of the detector that it was",
         "/d/float",
         "xception learnt from 4 of the 6 videos",
-        "does not tell what it learnt from",
+        "does not record what it learnt from",
         "has 1 by 1 cells only",
     ):
         assert words in page.words

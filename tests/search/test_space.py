@@ -33,8 +33,8 @@ def test_what_is_understood():
         (["tau=0.1..inf"], "tau must be above 0, not inf"),
         (["negatives=2.5"], "negatives must be whole and at least 1, not 2.5"),
         (["bits=16"], "bits must be 8 or 32, not 16"),
-        (["bits=8..32"], "is no range"),
-        (["prune=0.6..0.2"], "is no range"),
+        (["bits=8..32"], "is not a range"),
+        (["prune=0.6..0.2"], "is not a range"),
     ],
 )
 def test_what_is_refused(texts, told):

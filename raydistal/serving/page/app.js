@@ -106,12 +106,12 @@ function tell({ title, text, detail = "", actions = { "Choose another file": hom
   $("trouble-title").focus();
 }
 
-/** Ends the view that is shown; its result, if any, can be gone back to. */
+/** Leaves the present view; the Back button returns to its result, if any. */
 function leave() {
   turn.abort();
   turn = new AbortController();
   $("sure").close();
-  $("media").replaceChildren(); // a video would play on unseen
+  $("media").replaceChildren(); // else a hidden video would play on
 }
 
 function home() {
@@ -155,12 +155,12 @@ function tooLarge(file) {
     : "It is more than this server takes";
   tell({
     title: "This file is too large",
-    text: `It has ${size(file.size)}. ${limit}: cut the video to the part that matters, or save it with a smaller picture.`,
+    text: `It is ${size(file.size)}. ${limit}: cut the video to the part that matters, or save it with a smaller picture.`,
     detail: shortened(file.name),
   });
 }
 
-/** What can be known before a byte is sent. */
+/** Checks what is known before a byte is sent. */
 async function check(file) {
   if (about && file.size > about.limits.max_upload_mb * 1e6) return (tooLarge(file), false);
   try {
@@ -215,7 +215,7 @@ async function upload(file) {
     }
     if (status === 413) return tooLarge(file);
     if (![0, 429, 502, 503, 504].includes(status)) {
-      const text = "Nothing was kept. Try again; if it happens again, tell who runs this server.";
+      const text = "Nothing was kept. Try again; if it happens again, tell whoever runs this server.";
       return tell({
         title: "The server could not take this file",
         text,
@@ -226,7 +226,7 @@ async function upload(file) {
     for (let left_s = wait_s; left_s > 0 && !signal.aborted; left_s--) {
       const why =
         status === 0 ? "The connection was lost." : "The server is busy: as many videos as it can hold are waiting.";
-      announce(`${why} Trying again by itself.`);
+      announce(`${why} Trying again automatically.`);
       working(file.name, "uploading", null, `${why} Trying again in ${count(left_s, "second")}.`);
       await sleep(1000, signal);
     }
@@ -284,12 +284,12 @@ async function follow(id, signal) {
     }
     if (signal.aborted) return;
     if (!reply) {
-      announce("Connection lost. Trying again by itself.");
+      announce("Connection lost. Trying again automatically.");
       working(
         name,
         "waiting",
         null,
-        "The connection to the server was lost. Your video is safe there; asking again by itself.",
+        "The connection to the server was lost. Your video is safe there; trying again automatically.",
       );
       await sleep(2000, signal);
       continue;
@@ -316,7 +316,7 @@ function expired() {
   const keep = about ? ` ${span(60 * about.limits.keep_minutes)} after the upload` : " some time after the upload";
   tell({
     title: "There is no result at this address",
-    text: `Results are removed${keep}, or before when their owner says so. Send the video again to get a new one.`,
+    text: `Results are removed${keep}, or earlier if their owner removes them. Send the video again to get a new one.`,
     actions: { "Check a video": home },
   });
 }
@@ -332,7 +332,7 @@ const FAILURES = {
   ],
   crashed: [
     "This video could not be finished",
-    "What worked on it broke. Send it once more; if that happens again, the file is probably damaged: save it as MP4 (H.264) and send that.",
+    "The process that worked on it crashed. Send it once more; if that happens again, the file is probably damaged: save it as MP4 (H.264) and send that.",
   ],
   timeout: [
     "This video took too long",
@@ -343,7 +343,7 @@ const FAILURES = {
 function failed({ status, message }, name) {
   const [title, text] = FAILURES[status] ?? [
     "This video could not be judged",
-    "Send it again; if it happens again, tell who runs this server.",
+    "Send it again; if it happens again, tell whoever runs this server.",
   ];
   tell({ title, text, detail: `${shortened(name)}: ${message ?? status ?? "no reason given"}` });
 }
@@ -634,7 +634,7 @@ function chart(result, player, signal) {
   const place = () => {
     playhead.setAttribute("transform", `translate(${x(now_s)} 0)`);
     read(now_s);
-    if (player && !player.paused && Math.abs(now_s - said) < 1) return; // a screen reader says every change
+    if (player && !player.paused && Math.abs(now_s - said) < 1) return; // a screen reader would read out every change
     said = now_s;
     const words = seen(now_s).map(
       (one) => `face ${one.track} ${probability(one.probability)} ${judged(one.probability, detector)}`,
@@ -784,7 +784,7 @@ function curve(track, points, x, y, gap_s) {
   return group;
 }
 
-/** The same in words, for who cannot see the drawing or wants the numbers. Filled when it is first opened. */
+/** The same in words, for those who cannot see the drawing or want the numbers. Filled when it is first opened. */
 function table({ timeline, detector }) {
   const place = $("values").querySelector(".scroll");
   $("values").open = false;
@@ -830,8 +830,8 @@ function downloads({ annotated, video }, files) {
 
 function explain({ detector, protocol, timeline, raydistal }) {
   const sampled = new Set(timeline.filter((one) => one.is_sampled).map((one) => one.frame_index)).size;
-  const mean = sampled ? ` That of the video is the mean over the largest face of ${count(sampled, "frame")}.` : "";
-  $("meaning").textContent = `Its score goes from 0, surely real, to 1, surely fake.${mean}`;
+  const mean = sampled ? ` The video’s is the mean over the largest face of ${count(sampled, "frame")}.` : "";
+  $("meaning").textContent = `Its scores go from 0, surely real, to 1, surely fake.${mean}`;
   const settings = Object.entries(protocol.faces ?? {}).map(([name, value]) => `${name} ${value}`);
   const facts = {
     Detector: `${detector.name} (${detector.model_id})`,
@@ -840,7 +840,7 @@ function explain({ detector, protocol, timeline, raydistal }) {
     "Learnt from": detector.trained_on.join(", ") + (detector.synthetic ? "; drawn by a program, not filmed" : ""),
     Threshold: `${probability(detector.threshold)}; unsure from ${probability(detector.low)} to ${probability(detector.high)}`,
     "Frames that count": `${protocol.sample}, ${protocol.aggregate} of the largest face`,
-    "Frames besides": protocol.timeline,
+    "Further frames": protocol.timeline,
     Faces: settings.join(", "),
     raydistal,
   };
@@ -884,7 +884,7 @@ async function remove(id, message) {
   if (!isGone)
     tell({
       title: "It could not be removed",
-      text: "The server did not answer. It is removed by itself after its time; or try again.",
+      text: "The server did not answer. Try again, or wait: it is removed when its time is over.",
       actions: { "Try again": () => remove(id, message), "Check another video": home },
     });
   else if (message) tell(message);
