@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid, normalize, smooth_l1_loss
 from raydistal.compression.teaching import PROJECTED, Teaching
 from raydistal.detector.examples import Batch
 from raydistal.detector.runtime import mixed_precision
-from raydistal.detector.training import Lesson, Outputs, outputs
+from raydistal.detector.training import Outputs, TeacherLoss, outputs
 from raydistal.detector.zoo import Detector
 
 DISTANCE_WEIGHT, ANGLE_WEIGHT = 25.0, 50.0  # RKD, section 4: both together
@@ -235,15 +235,15 @@ def embedding_dim(detector: Detector) -> int:
     return dim
 
 
-class Distillation(Lesson):
-    """The lesson that `Teaching` describes, for one student in training.
+class Distillation(TeacherLoss):
+    """The loss that `Teaching` describes, for one student in training.
 
     Args:
         teaching: as asked for.
         student_dim: D of the student.
         teacher_dims: D of each teacher.
         num_faces: training faces, on all processes together.
-        panel: live teachers, which see every face; None: their cached outputs are in `Batch.told`.
+        panel: live teachers, which see every face; None: their cached outputs are in `Batch.teaching`.
         device: "cpu" or "cuda".
         seed: of the projections.
     """
@@ -280,15 +280,15 @@ class Distillation(Lesson):
         for contrast in self.contrasts:
             contrast.forget()  # type: ignore[operator]
 
-    def listen(self, batch: Batch) -> list[Outputs]:
+    def teacher_outputs(self, batch: Batch) -> list[Outputs]:
         """The teachers' outputs, live or cached; embeddings have 0 numbers where they were not read."""
         if self._panel:
             sizes_px = {detector.input_px for detector in self._panel.detectors}
-            return self._panel({px: batch.told.get(f"crops_{px}", batch.crops_NHWC) for px in sizes_px})
+            return self._panel({px: batch.teaching.get(f"crops_{px}", batch.crops_NHWC) for px in sizes_px})
         said = []
         for number in range(self._num_teachers):
-            logit_N = batch.told[f"logit_{number}"]
-            embedding_ND = batch.told.get(f"embedding_{number}", logit_N[:, None][:, :0])
+            logit_N = batch.teaching[f"logit_{number}"]
+            embedding_ND = batch.teaching.get(f"embedding_{number}", logit_N[:, None][:, :0])
             found = (torch.tensor(values).to(self.device, torch.float32) for values in (logit_N, embedding_ND))
             said.append(Outputs(*found))
         return said

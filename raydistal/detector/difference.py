@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raydistal.detector.comparison import MIN_GROUPS, Draws, conclude, count_groups, resampled_weights
-from raydistal.detector.evaluated import Said
+from raydistal.detector.evaluated import Results
 from raydistal.detector.metrics import weighted_accuracy, weighted_auc
 
 Row = dict[str, Any]
@@ -20,7 +20,7 @@ Bools = npt.NDArray[np.bool_]
 Weights = npt.NDArray[np.int16]
 
 
-def differences(before: Said, after: Said, margin: float) -> list[Row]:
+def differences(before: Results, after: Results, margin: float) -> list[Row]:
     """Rows of `schemas.DIFFERENCE`, without dataset and seen_*: accuracy and, with both classes, AUC.
 
     The AUC of a method is that of its fakes against all real videos. A verdict needs 6 groups and a detector that beats
@@ -46,25 +46,26 @@ def differences(before: Said, after: Said, margin: float) -> list[Row]:
     return rows
 
 
-def _auc(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], bool]:
+def _auc(before: Results, after: Results, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], bool]:
     """The AUC of both detectors, and whether at least one of them beats chance."""
     label_N, weight_BN = before.label_V[is_in_V], weight_BV[:, is_in_V]
     num_groups = count_groups("auc", label_N, before.group_id_V[is_in_V])
     one, other = (
-        _draws(weighted_auc(label_N, said.probability_V[is_in_V], weight_BN), num_groups) for said in (before, after)
+        _draws(weighted_auc(label_N, results.probability_V[is_in_V], weight_BN), num_groups)
+        for results in (before, after)
     )
     return (one, other), any(draws.interval(0.0, 1.0)[0] > 0.5 for draws in (one, other))
 
 
-def _accuracy(before: Said, after: Said, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], Row]:
+def _accuracy(before: Results, after: Results, is_in_V: Bools, weight_BV: Weights) -> tuple[tuple[Draws, Draws], Row]:
     """The accuracy of both detectors, and the shares of decisions that became right and wrong."""
     label_N, weight_BN = before.label_V[is_in_V], weight_BV[:, is_in_V]
     num_groups = count_groups("accuracy", label_N, before.group_id_V[is_in_V])
     one, other = (
-        _draws(weighted_accuracy(label_N, said.probability_V[is_in_V], said.threshold, weight_BN), num_groups)
-        for said in (before, after)
+        _draws(weighted_accuracy(label_N, results.probability_V[is_in_V], results.threshold, weight_BN), num_groups)
+        for results in (before, after)
     )
-    was_right_N, is_right_N = (_is_right(said)[is_in_V] for said in (before, after))
+    was_right_N, is_right_N = (_is_right(results)[is_in_V] for results in (before, after))
     flips = {"mended": float((~was_right_N & is_right_N).mean()), "broken": float((was_right_N & ~is_right_N).mean())}
     return (one, other), flips
 
@@ -73,10 +74,10 @@ def _draws(value_B: npt.NDArray[np.float64], num_groups: int) -> Draws:
     return Draws(float(value_B[0]), value_B[1:], 1, num_groups)
 
 
-def _is_right(said: Said) -> Bools:
+def _is_right(results: Results) -> Bools:
     """A video without a face is called wrong, as in `metrics`."""
-    is_called_fake_V = said.probability_V > said.threshold
-    return np.asarray(~np.isnan(said.probability_V) & (is_called_fake_V == (said.label_V == 1)))
+    is_called_fake_V = results.probability_V > results.threshold
+    return np.asarray(~np.isnan(results.probability_V) & (is_called_fake_V == (results.label_V == 1)))
 
 
 def _row(name: str, metric: str, num: int, drawn: tuple[Draws, Draws], margin: float, beats_chance: bool) -> Row:

@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 Strings = npt.NDArray[np.object_]
 
 
-class Said(NamedTuple):
+class Results(NamedTuple):
     """A detector's results on V test videos by video_id; all detectors of an evaluation have the same videos."""
 
     label_V: Ints
@@ -40,7 +40,7 @@ class Evaluation:
         """The name of each detector, by its location."""
         return {detector["location"]: detector["name"] for detector in self.info["detectors"]}
 
-    def said(self, detector: str, data: str) -> Said:
+    def results(self, detector: str, data: str) -> Results:
         """The results of a detector on a run, both given by name; videos are judged by the evaluation's settings."""
         place = storage.join(self.location, "scores", f"{detector}--{data}")
         scores = tables.read_table(place, "evaluate").sort_by("video_id").combine_chunks()
@@ -49,7 +49,7 @@ class Evaluation:
         outcome = outcome_of(scores, scores, config["aggregate"], threshold, config["no_face"] == "skip")
         level = outcome.levels["video"]
         methods = [(m or "unknown") if label else None for m, label in zip(level.method_N, level.label_N, strict=True)]
-        return Said(
+        return Results(
             np.asarray(level.label_N, np.int64),
             np.array(methods, object),
             scores["group_id"].to_numpy()[level.video_N],

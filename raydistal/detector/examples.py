@@ -45,19 +45,19 @@ class Batch(NamedTuple):
 
     crops_NHWC: npt.NDArray[np.uint8]
     label_N: npt.NDArray[np.int64]
-    told: Mapping[str, npt.NDArray[Any]] = {}
+    teaching: Mapping[str, npt.NDArray[Any]] = {}
     """For live teachers: crops_S, the same pictures with S pixels a side. From cached ones, numbered from 0: logit_0
     (N,) and embedding_0 (N, D)."""
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """All arrays by name, see `from_columns`."""
-        return {"crops_NHWC": self.crops_NHWC, "label_N": self.label_N, **self.told}
+        return {"crops_NHWC": self.crops_NHWC, "label_N": self.label_N, **self.teaching}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, npt.NDArray[Any]]) -> Self:
         """The inverse of `columns`."""
-        told = dict(columns)
-        return cls(told.pop("crops_NHWC"), told.pop("label_N"), told)
+        rest = dict(columns)
+        return cls(rest.pop("crops_NHWC"), rest.pop("label_N"), rest)
 
     def some(self, rows: slice) -> Self:
         """Some of the faces."""
@@ -209,7 +209,7 @@ def load_window(
     image_N = np.empty(len(rows), object)
     for here, images in _read(source.location, source.parts, rows, "crop"):
         image_N[here] = images.to_numpy(zero_copy_only=False)
-    told = _read_teachings(source, rows) if is_training else {}
+    found = _read_teachings(source, rows) if is_training else {}
     key_N = sample_key(rows["video_id"], rows["frame_index"].to_numpy(), source.seed)
     label_N = rows["label"].to_numpy().astype(np.int64)
     sizes_px = list(dict.fromkeys([source.size_px, *(source.teacher_sizes_px if is_training else ())]))
@@ -227,7 +227,7 @@ def load_window(
         shown = (threads.map if threads else map)(show, chunk)
         crops_NHWC, *further = (np.stack(crops) for crops in zip(*shown, strict=True))
         pictures = {f"crops_{size_px}": crops for size_px, crops in zip(sizes_px[1:], further, strict=True)}
-        yield Batch(crops_NHWC, label_N[some], pictures | {name: values[some] for name, values in told.items()})
+        yield Batch(crops_NHWC, label_N[some], pictures | {name: values[some] for name, values in found.items()})
 
 
 def every_face(source: Source, examples: pa.Table, threads: ThreadPoolExecutor | None = None) -> Iterator[Batch]:
@@ -247,17 +247,17 @@ def _read(location: str, parts: Sequence[str], rows: pa.Table, column: str) -> I
 
 
 def _read_teachings(source: Source, rows: pa.Table) -> dict[str, npt.NDArray[Any]]:
-    """`Batch.told` with cached teacher outputs."""
-    told: dict[str, npt.NDArray[Any]] = {}
+    """`Batch.teaching` with cached teacher outputs."""
+    found: dict[str, npt.NDArray[Any]] = {}
     for number, location in enumerate(source.teachings):
         for name in ("logit", "embedding")[: 1 + source.with_embeddings]:
             for here, items in _read(location, source.parts, rows, name):
                 is_vector = pa.types.is_fixed_size_list(items.type)
                 values = items.flatten().to_numpy().reshape(len(here), -1) if is_vector else items.to_numpy()
-                if (key := f"{name}_{number}") not in told:
-                    told[key] = np.empty((len(rows), *values.shape[1:]), values.dtype)
-                told[key][here] = values
-    return told
+                if (key := f"{name}_{number}") not in found:
+                    found[key] = np.empty((len(rows), *values.shape[1:]), values.dtype)
+                found[key][here] = values
+    return found
 
 
 def rebatch(chunks: Iterable[Batch], batch_size: int, min_last: int = 1) -> Iterator[Batch]:

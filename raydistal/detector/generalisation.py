@@ -21,7 +21,7 @@ from raydistal.detector.comparison import (
     mean_over_seeds,
     resampled_weights,
 )
-from raydistal.detector.evaluated import Said
+from raydistal.detector.evaluated import Results
 from raydistal.detector.metrics import weighted_auc
 
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ class Tried(NamedTuple):
     architecture: str
     left_out: str | None
     """None: it learnt from all methods."""
-    said: Said
+    results: Results
 
 
 def generalise(tried: Sequence[Tried], margin: float) -> dict[str, list[Row]]:
@@ -67,7 +67,7 @@ def generalise(tried: Sequence[Tried], margin: float) -> dict[str, list[Row]]:
 
 def _draws(tried: Sequence[Tried]) -> Iterator[tuple[Key, Draws]]:
     """The mean AUC over seeds of each architecture, method left out and method tested."""
-    test = tried[0].said
+    test = tried[0].results
     is_real_V = test.label_V == 0
     weight_BV = resampled_weights(test.group_id_V)
     for tested in sorted(set(test.method_V[~is_real_V])):
@@ -76,7 +76,7 @@ def _draws(tried: Sequence[Tried]) -> Iterator[tuple[Key, Draws]]:
         num_groups = count_groups("auc", label_N, test.group_id_V[is_in_V])
         for architecture, left_out in dict.fromkeys((one.architecture, one.left_out) for one in tried):
             some = [one for one in tried if (one.architecture, one.left_out) == (architecture, left_out)]
-            value_SB = np.stack([weighted_auc(label_N, one.said.probability_V[is_in_V], weight_BN) for one in some])
+            value_SB = np.stack([weighted_auc(label_N, one.results.probability_V[is_in_V], weight_BN) for one in some])
             yield (architecture, left_out, tested), mean_over_seeds(value_SB, num_groups, f"{architecture}/{left_out}")
 
 

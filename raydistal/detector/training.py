@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
     """The input of the classifier."""
 
 
-class Lesson(nn.Module, ABC):
+class TeacherLoss(nn.Module, ABC):
     """What a detector learns from besides the labels. Its own parameters are trained as well, and then discarded.
 
     In a process group, the gradients of these parameters are averaged like those of the detector.
@@ -48,7 +48,7 @@ class Lesson(nn.Module, ABC):
         """Drops all state of the last epoch but the parameters, which alone are in a checkpoint."""
 
     @abstractmethod
-    def listen(self, batch: Batch) -> Sequence[Outputs]:
+    def teacher_outputs(self, batch: Batch) -> Sequence[Outputs]:
         """The teachers' outputs for the faces."""
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Lesson(nn.Module, ABC):
             hard_loss: loss on the labels.
             student: in float32, like all other inputs.
             label_N: 1.0 fake, 0.0 real.
-            teachers: from `listen`.
+            teachers: from `teacher_outputs`.
         """
 
 
@@ -77,19 +77,19 @@ def outputs(detector: Detector, crops_NHWC: torch.Tensor) -> Outputs:
     return Outputs(logit_N, seen[0].flatten(1))
 
 
-class Taught(nn.Module):
-    """A detector, its lesson and the loss as one module, so that DDP averages the gradients of both together."""
+class Learner(nn.Module):
+    """A detector and its losses as one module, so that DDP averages the gradients of both together."""
 
-    def __init__(self, detector: Detector, lesson: Lesson | None) -> None:
+    def __init__(self, detector: Detector, teacher_loss: TeacherLoss | None) -> None:
         super().__init__()
-        self.detector, self.lesson = detector, lesson
+        self.detector, self.teacher_loss = detector, teacher_loss
         self.autocast, _ = mixed_precision(detector._mean_C.device)
 
     def forward(
         self, crops_NHWC: torch.Tensor, label_N: torch.Tensor, teachers: Sequence[Outputs]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The training loss, and the loss on the labels alone, without gradient; both are means over the faces."""
-        if self.lesson is None:
+        if self.teacher_loss is None:
             with self.autocast:
                 logit_N = self.detector(crops_NHWC)
             loss = hard_loss = bce(logit_N.float(), label_N)
@@ -98,7 +98,7 @@ class Taught(nn.Module):
                 student = outputs(self.detector, crops_NHWC)
             student = Outputs(*(values.float() for values in student))
             hard_loss = bce(student.logit_N, label_N)
-            loss = self.lesson(hard_loss, student, label_N, teachers)
+            loss = self.teacher_loss(hard_loss, student, label_N, teachers)
         return loss, hard_loss.detach()
 
 
@@ -113,7 +113,7 @@ class Training:
         faces_at_once: faces per forward pass; the gradients of a larger batch are summed. 0: the whole batch.
         seed: of dropout and the like.
         trainable: names of the parameters to train; None: all, or those that the recipe's schedule says.
-        lesson: what to learn besides the labels; sees no more than `faces_at_once` faces together.
+        teacher_loss: what to learn besides the labels; sees no more than `faces_at_once` faces together.
     """
 
     def __init__(
@@ -125,15 +125,15 @@ class Training:
         faces_at_once: int,
         seed: int,
         trainable: Set[str] | None = None,
-        lesson: Lesson | None = None,
+        teacher_loss: TeacherLoss | None = None,
     ) -> None:
         self.recipe, self.num_batches, self.seed, self.device = recipe, num_batches, seed, torch.device(device)
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.faces_at_once = faces_at_once or recipe.batch_size
         self.detector = detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trainable, self.lesson = trainable, lesson.to(self.device) if lesson else None
-        self._taught = Taught(self.detector, self.lesson)
-        self.optimizer = make_optimizer(recipe, self._taught)
+        self.trainable, self.teacher_loss = trainable, teacher_loss.to(self.device) if teacher_loss else None
+        self._learner = Learner(self.detector, self.teacher_loss)
+        self.optimizer = make_optimizer(recipe, self._learner)
         self.groups = self.detector.groups() if recipe.greedy else []
         self.autocast, dtype = mixed_precision(self.device)
         self.scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
@@ -141,7 +141,7 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self._unfrozen: set[int] | None = None
-        self._parallel: nn.Module = self._taught.eval()
+        self._parallel: nn.Module = self._learner.eval()
 
     @property
     def is_finished(self) -> bool:
@@ -156,8 +156,8 @@ class Training:
             UserError: the loss is not finite, or memory runs out; the message says what to lower.
         """
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.epoch, self.rank]).generate_state(1)[0]))
-        if self.lesson:
-            self.lesson.begin_epoch()
+        if self.teacher_loss:
+            self.teacher_loss.begin_epoch()
         loss_sum = hard_sum = num_faces = 0.0
         for number, batch in enumerate(batches):
             self._set_trainable((self.epoch + number / self.num_batches) / self.recipe.epochs)
@@ -170,10 +170,10 @@ class Training:
         if not math.isfinite(loss_sum):
             raise UserError(f"the loss became {loss_sum} in epoch {self.epoch}. Lower --learning-rate.")
         fitted = {"learning_rate": rate, "train_loss": loss_sum / max(1, num_faces), "images": int(num_faces)}
-        return fitted | ({"hard_loss": hard_sum / max(1, num_faces)} if self.lesson else {})
+        return fitted | ({"hard_loss": hard_sum / max(1, num_faces)} if self.teacher_loss else {})
 
     def _step(self, batch: Batch) -> tuple[float, float]:
-        """Learns from one batch; returns both losses of `Taught`, summed over its faces."""
+        """Learns from one batch; returns both losses of `Learner`, summed over its faces."""
         self.optimizer.zero_grad(set_to_none=True)
         num_faces, loss_sum, hard_sum = len(batch.label_N), 0.0, 0.0
         try:
@@ -182,7 +182,7 @@ class Training:
                 is_last = start + self.faces_at_once >= num_faces
                 waiting = contextlib.nullcontext() if is_last else getattr(self._parallel, "no_sync", _nothing)()
                 with waiting:  # processes exchange gradients once per batch
-                    teachers = self.lesson.listen(some) if self.lesson else ()
+                    teachers = self.teacher_loss.teacher_outputs(some) if self.teacher_loss else ()
                     label_N = torch.from_numpy(some.label_N).to(self.device, torch.float32)
                     loss, hard_loss = self._parallel(self._on_device(some.crops_NHWC), label_N, teachers)
                     share = len(label_N) / num_faces
@@ -212,12 +212,12 @@ class Training:
             return
         self._unfrozen = unfrozen
         names = self.trainable if unfrozen is None else set().union(*(self.groups[number] for number in unfrozen))
-        self._taught.train()
+        self._learner.train()
         train_only(self.detector, names)
-        self._parallel = self._taught
+        self._parallel = self._learner
         if self.world_size > 1:  # it checks only once, here, what requires gradients
             ids = [self.device.index or 0] if self.device.type == "cuda" else None
-            self._parallel = nn.parallel.DistributedDataParallel(self._taught, device_ids=ids)
+            self._parallel = nn.parallel.DistributedDataParallel(self._learner, device_ids=ids)
 
     @torch.inference_mode()
     def measure(self, batches: Iterable[Batch]) -> tuple[npt.NDArray[np.int64], Floats]:
@@ -273,7 +273,7 @@ class Training:
             getattr(self, name).load_state_dict(state[name])
 
     def _parts(self) -> tuple[str, ...]:
-        return ("detector", "optimizer", "scaler", *(("lesson",) if self.lesson else ()))
+        return ("detector", "optimizer", "scaler", *(("teacher_loss",) if self.teacher_loss else ()))
 
     def _sum(self, *values: float) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)

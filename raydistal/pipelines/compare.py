@@ -222,9 +222,9 @@ def _measured(
     tried = []
     for subset, one in trainings:
         name = evaluation.names[one.out]
-        said = evaluation.said(name, data)
-        tried.append(_tried(subset, one, values[name], said.probability_V))
-    return tried, said.label_V, said.group_id_V
+        results = evaluation.results(name, data)
+        tried.append(_tried(subset, one, values[name], results.probability_V))
+    return tried, results.label_V, results.group_id_V
 
 
 def _tried(

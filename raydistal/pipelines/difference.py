@@ -67,7 +67,7 @@ def run(config: Config) -> dict[str, Any]:
     pair = {name: learnt_from(checkpoint.read_about(places[name])) for name in (config.before, config.after)}
     rows = []
     for data in evaluation.info["data"]:
-        before, after = (evaluation.said(name, data["name"]) for name in pair)
+        before, after = (evaluation.results(name, data["name"]) for name in pair)
         for row in differences(before, after, config.margin):
             rows.append(row | {"dataset": data["name"]} | _seen(row["slice"], data["datasets"], *pair.values()))
     rows.sort(key=lambda row: (ORDER.index(row["verdict"]), row["difference"]))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import ray
 
     from raydistal.detector.examples import Batch, Ints, Source
-    from raydistal.detector.training import Lesson, Training
+    from raydistal.detector.training import TeacherLoss, Training
     from raydistal.detector.zoo import Detector
     from raydistal.pipelines.train import Config
 
@@ -51,10 +51,10 @@ Feed = Callable[[Split, list["Ints"], int | None], Iterator["Batch"]]  # chunks 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Staff:
+class Teachers:
     """The teachers of a training: either all run on every face, or the outputs of all are read from tables."""
 
-    teachers: Sequence[Teacher] = ()
+    known: Sequence[Teacher] = ()
     embedding_dims: Sequence[int] = ()
     """Numbers in an embedding of each."""
     live: Sequence["Detector"] = ()
@@ -63,7 +63,7 @@ class Staff:
     """Where the outputs of each are read from; () if they run."""
 
 
-NO_TEACHERS = Staff()
+NO_TEACHERS = Teachers()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Job:
     claim: tables.Claim
     detector: "Detector"
     trainable: set[str] | None
-    staff: Staff
+    teachers: Teachers
     source: "Source"
     train: pa.Table
     val: pa.Table
@@ -326,7 +326,7 @@ def _work(
     batch_size = recipe.batch_size // num_workers
     num_batches = -(-(len(part_N) // num_workers) // batch_size)
     detector = copy.deepcopy(job.detector)  # what Ray hands over cannot be written to
-    options: dict[str, Any] = {"trainable": job.trainable, "lesson": _lesson(job, detector, device)}
+    options: dict[str, Any] = {"trainable": job.trainable, "teacher_loss": _teacher_loss(job, detector, device)}
     training = Training(detector, recipe, num_batches, device, config.compute.faces_at_once, config.seed, **options)
     if state:
         training.restore(state)
@@ -350,17 +350,17 @@ def _work(
             on_epoch(training.history[-1])
 
 
-def _lesson(job: Job, student: "Detector", device: str) -> "Lesson | None":
+def _teacher_loss(job: Job, student: "Detector", device: str) -> "TeacherLoss | None":
     from raydistal.compression.distillation import Distillation, Panel, embedding_dim
 
-    if not job.staff.teachers:
+    if not job.teachers.known:
         return None
     return Distillation(
         job.config.teaching,
         student_dim=embedding_dim(student),
-        teacher_dims=job.staff.embedding_dims,
+        teacher_dims=job.teachers.embedding_dims,
         num_faces=len(job.train),
-        panel=Panel(job.staff.live, device) if job.staff.live else None,
+        panel=Panel(job.teachers.live, device) if job.teachers.live else None,
         device=device,
         seed=job.config.seed,
     )

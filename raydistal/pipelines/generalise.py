@@ -24,7 +24,7 @@ from raydistal.pipelines.scaling import Budget
 from raydistal.pipelines.trainings import Training, check_asked, evaluate_all, train_all, videos_to_test
 
 if TYPE_CHECKING:
-    from raydistal.detector.evaluated import Evaluation, Said
+    from raydistal.detector.evaluated import Evaluation, Results
 
 PROTOCOL = (
     "Each detector learnt from the fakes of all methods, or of all but one, which it saw neither in train nor in val; "
@@ -114,10 +114,10 @@ def run(config: Config) -> dict[str, Any]:
         evaluation, info = evaluate_all(
             configs, config.data, storage.join(out, "evaluation"), config.split, remark, config.budget
         )
-        said = _said(evaluation, info["test"]["name"], trained)
-        tried = [Tried(one.config.architecture, one.left_out, its) for one, its in zip(trained, said, strict=True)]
+        results = _results(evaluation, info["test"]["name"], trained)
+        tried = [Tried(one.config.architecture, one.left_out, its) for one, its in zip(trained, results, strict=True)]
         found = generalise(tried, config.margin)
-        rows = [row for one, its in zip(trained, said, strict=True) for row in _rows(one, its)]
+        rows = [row for one, its in zip(trained, results, strict=True) for row in _rows(one, its)]
         table = pa.Table.from_pylist(rows, schemas.GENERALISATION)
         info |= found | {"learnt": sorted(learnt)}
         tables.write_table(storage.join(out, "generalisation"), table, dataclasses.asdict(config), **info)
@@ -157,11 +157,11 @@ def _methods(config: Config, learnt: set[str], tested: set[str]) -> list[str]:
     return methods
 
 
-def _said(evaluation: "Evaluation", data: str, trained: list[Trained]) -> "list[Said]":
-    return [evaluation.said(evaluation.names[one.config.out], data) for one in trained]
+def _results(evaluation: "Evaluation", data: str, trained: list[Trained]) -> "list[Results]":
+    return [evaluation.results(evaluation.names[one.config.out], data) for one in trained]
 
 
-def _rows(one: Trained, said: "Said") -> list[dict[str, Any]]:
+def _rows(one: Trained, results: "Results") -> list[dict[str, Any]]:
     """Rows of `schemas.GENERALISATION`: one detector on each method."""
     from raydistal.detector import checkpoint
     from raydistal.detector.metrics import weighted_accuracy, weighted_auc
@@ -171,12 +171,14 @@ def _rows(one: Trained, said: "Said") -> list[dict[str, Any]]:
     fixed = {"architecture": one.config.architecture, "left_out": one.left_out, "seed": one.config.seed}
     fixed |= cost | {"num_faces": sum(about["data"]["num_faces"]["train"].values())}
     rows = []
-    for method in sorted(set(said.method_V[said.label_V == 1])):
-        is_fake_V = said.method_V == method
-        is_in_V = is_fake_V | (said.label_V == 0)
+    for method in sorted(set(results.method_V[results.label_V == 1])):
+        is_fake_V = results.method_V == method
+        is_in_V = is_fake_V | (results.label_V == 0)
         one_1N, one_1M = np.ones((1, is_in_V.sum())), np.ones((1, is_fake_V.sum()))
-        auc = weighted_auc(said.label_V[is_in_V], said.probability_V[is_in_V], one_1N)
-        recall = weighted_accuracy(said.label_V[is_fake_V], said.probability_V[is_fake_V], said.threshold, one_1M)
+        auc = weighted_auc(results.label_V[is_in_V], results.probability_V[is_in_V], one_1N)
+        recall = weighted_accuracy(
+            results.label_V[is_fake_V], results.probability_V[is_fake_V], results.threshold, one_1M
+        )
         told = {"tested": method, "num_fake": int(is_fake_V.sum()), "auc": float(auc[0]), "recall": float(recall[0])}
         rows.append(fixed | told)
     return rows

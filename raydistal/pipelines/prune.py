@@ -135,7 +135,7 @@ def _faces(config: Config, architecture: str) -> dict[str, pa.Table]:
     training = config.to_train(1, architecture)
     train.check_device(config.compute)
     faces = train.examples_of(training, train.videos_of(training))["train"]
-    train.find_staff(training, faces)
+    train.prepare_teachers(training, faces)
     return {"train": faces, "calibration": choose(faces, Limits(max_faces=config.calibration), config.seed)}
 
 

@@ -24,7 +24,7 @@ from raydistal.detector.examples import Limits
 from raydistal.detector.recipes import RECIPES, Recipe
 from raydistal.errors import UserError
 from raydistal.pipelines import epochs
-from raydistal.pipelines.epochs import NO_TEACHERS, Job, OnEpoch, Staff
+from raydistal.pipelines.epochs import NO_TEACHERS, Job, OnEpoch, Teachers
 from raydistal.pipelines.scaling import Budget
 
 if TYPE_CHECKING:
@@ -138,16 +138,16 @@ def fit(config: Config, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
     out = storage.absolute(config.out)
     videos = videos_of(config)
     examples = examples_of(config, videos)
-    staff = find_staff(config, examples["train"])
+    teachers = prepare_teachers(config, examples["train"])
     detector = zoo.create(config.architecture, config.weights, config.seed, config.input_px)
-    settings = result_settings(config, examples, detector, staff)
+    settings = result_settings(config, examples, detector, teachers)
     trainable = adapters.fit(detector, config.trainable, config.seed)
     with tables.sole_writer(out) as claim:
         if checkpoint.exists(out):
             about = checkpoint.load(out)[1]
             tables.refuse_other_config(out, checkpoint.INFO, about["settings"], settings)
             return _summary(out, about, began)
-        job = _job(config, settings, claim, detector, examples, trainable, staff)
+        job = _job(config, settings, claim, detector, examples, trainable, teachers)
         epochs.run(job, on_epoch)
         about = _finish(job, videos)
         storage.delete(storage.join(out, epochs.CHECKPOINT))
@@ -220,7 +220,7 @@ def examples_of(config: Config, videos: pa.Table) -> dict[str, pa.Table]:
     return {"train": train, "val": val}
 
 
-def find_staff(config: Config, train: pa.Table) -> Staff:
+def prepare_teachers(config: Config, train: pa.Table) -> Teachers:
     """Finds the teachers, and the tables with their outputs on all of the faces `train`, if these may be used.
 
     Raises:
@@ -230,26 +230,26 @@ def find_staff(config: Config, train: pa.Table) -> Staff:
     from raydistal.detector import checkpoint
 
     teaching = config.teaching
-    teachers = find_teachers(teaching.teachers)
+    known = find_teachers(teaching.teachers)
     num_faces = len(train)
-    if teachers and teaching.kd == "contrastive" and num_faces < teaching.negatives:  # CKD 4.A: 10 with 10 faces
+    if known and teaching.kd == "contrastive" and num_faces < teaching.negatives:  # CKD 4.A: 10 with 10 faces
         raise UserError(
             f"--negatives {teaching.negatives}: there are {num_faces} faces to learn from. Use --negatives {num_faces} "
             "or fewer, or more faces."
         )
     if teaching.outputs == "cached" or (teaching.outputs == "auto" and not config.augments):
-        lacking = {teacher.location: lack for teacher in teachers if (lack := _lack(config, teacher, train))}
+        lacking = {teacher.location: lack for teacher in known if (lack := _lack(config, teacher, train))}
         if not lacking:
-            dims = [tables.read_info(teacher.table(config.data))["embedding_dim"] for teacher in teachers]
-            places = [teacher.table(storage.absolute(config.data)) for teacher in teachers]
-            return Staff(teachers=teachers, embedding_dims=dims, tables=places)
+            dims = [tables.read_info(teacher.table(config.data))["embedding_dim"] for teacher in known]
+            places = [teacher.table(storage.absolute(config.data)) for teacher in known]
+            return Teachers(known=known, embedding_dims=dims, tables=places)
         if teaching.outputs == "cached":
             raise UserError(
                 f"--outputs cached: what {' and '.join(f'{name} says {lack}' for name, lack in lacking.items())}. "
                 f"Run: raydistal teach --teachers {' '.join(teaching.teachers)} --data {config.data}"
             )
-    live = [checkpoint.load(teacher.location)[0] for teacher in teachers]
-    return Staff(teachers=teachers, embedding_dims=[embedding_dim(detector) for detector in live], live=live)
+    live = [checkpoint.load(teacher.location)[0] for teacher in known]
+    return Teachers(known=known, embedding_dims=[embedding_dim(detector) for detector in live], live=live)
 
 
 def _lack(config: Config, teacher: Teacher, train: pa.Table) -> str:
@@ -270,7 +270,7 @@ def _lack(config: Config, teacher: Teacher, train: pa.Table) -> str:
 
 
 def result_settings(
-    config: Config, examples: dict[str, pa.Table], detector: "Detector", staff: Staff = NO_TEACHERS
+    config: Config, examples: dict[str, pa.Table], detector: "Detector", teachers: Teachers = NO_TEACHERS
 ) -> dict[str, Any]:
     """What decides the result of a training, to be compared with that of an earlier start.
 
@@ -287,16 +287,16 @@ def result_settings(
         "robust": config.robust,
         "seed": config.seed,
         "trainable": None if config.trainable == "all" else config.trainable,  # as in detectors from before there was
-        "teaching": _teaching_settings(config.teaching, staff) if staff.teachers else None,
+        "teaching": _teaching_settings(config.teaching, teachers) if teachers.known else None,
         "train_faces": fingerprint(examples["train"]),
         "val_faces": fingerprint(examples["val"]),
     }
 
 
-def _teaching_settings(teaching: Teaching, staff: Staff) -> dict[str, Any]:
+def _teaching_settings(teaching: Teaching, teachers: Teachers) -> dict[str, Any]:
     """`outputs` as asked for: with auto, a table may appear between two starts, which affects rounding only."""
-    teachers = [teacher.model_id for teacher in staff.teachers]
-    return dataclasses.asdict(teaching) | {"kd_weight": teaching.weight, "teachers": teachers}
+    model_ids = [teacher.model_id for teacher in teachers.known]
+    return dataclasses.asdict(teaching) | {"kd_weight": teaching.weight, "teachers": model_ids}
 
 
 def _job(
@@ -306,7 +306,7 @@ def _job(
     detector: "Detector",
     examples: dict[str, pa.Table],
     trainable: set[str] | None = None,
-    staff: Staff = NO_TEACHERS,
+    teachers: Teachers = NO_TEACHERS,
 ) -> Job:
     from raydistal.detector.examples import Source
 
@@ -318,12 +318,12 @@ def _job(
         seed=config.seed,
         augments=config.augments,
         robust=config.robust,
-        teacher_sizes_px=[detector.input_px for detector in staff.live],
-        teachings=staff.tables,
+        teacher_sizes_px=[detector.input_px for detector in teachers.live],
+        teachings=teachers.tables,
         with_embeddings=config.teaching.kd != "soft",
     )
     if config.teaching.bank_mb:
-        told = f"up to {config.teaching.bank} fakes for each of {len(staff.teachers)} teachers"
+        told = f"up to {config.teaching.bank} fakes for each of {len(teachers.known)} teachers"
         print(f"train: remembers {told}: {config.teaching.bank_mb:.1f} MB in each process", file=sys.stderr)
     return Job(
         config=config,
@@ -331,7 +331,7 @@ def _job(
         claim=claim,
         detector=detector,
         trainable=trainable,
-        staff=staff,
+        teachers=teachers,
         source=source,
         **examples,
     )
@@ -382,7 +382,7 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
         "best_epoch": best["epoch"],
         "threshold": _thresholds(job.val, best["val_logit"].numpy()),
     }
-    ancestors = [teacher.location for teacher in job.staff.teachers]
+    ancestors = [teacher.location for teacher in job.teachers.known]
     if about["parent"]:
         ancestors.append(about["parent"]["location"])
     trained_on = lineage.trained_on(schemas.conform(videos, schemas.TRAINED_ON), ancestors)
@@ -399,11 +399,11 @@ def _parent(config: Config) -> dict[str, str] | None:
 
 
 def _about_teaching(job: Job) -> dict[str, Any] | None:
-    if not job.staff.teachers:
+    if not job.teachers.known:
         return None
-    teachers = [{"location": teacher.location, "model_id": teacher.model_id} for teacher in job.staff.teachers]
+    teachers = [{"location": teacher.location, "model_id": teacher.model_id} for teacher in job.teachers.known]
     settings: dict[str, Any] = job.settings["teaching"]
-    outputs = "live" if job.staff.live else "cached"
+    outputs = "live" if job.teachers.live else "cached"
     return settings | {"teachers": teachers, "outputs": outputs, "bank_mb": job.config.teaching.bank_mb}
 
 

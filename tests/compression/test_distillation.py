@@ -232,7 +232,7 @@ def test_every_kind_has_a_weight_and_settings_that_there_are():
     assert {name for names in schemas.KD_SETTINGS.values() for name in names} <= set(vars(Teaching()))
 
 
-def lesson(kd, panel=None, **options):
+def teacher_loss(kd, panel=None, **options):
     teaching = Teaching(teachers=TEACHERS, kd=kd, negatives=2, bank=8, **options)
     return Distillation(teaching, student_dim=4, teacher_dims=(4, 4), num_faces=20, panel=panel, seed=3)
 
@@ -240,7 +240,7 @@ def lesson(kd, panel=None, **options):
 @pytest.mark.parametrize("kd", ["rkd", "contrastive"])
 def test_of_several_teachers_the_losses_are_added(kd):
     """Equation 10: L_task + lambda * sum of L_distill."""
-    taught, other = lesson(kd, kd_weight=0.5), lesson(kd, kd_weight=0.5)
+    taught, other = teacher_loss(kd, kd_weight=0.5), teacher_loss(kd, kd_weight=0.5)
     label_N = torch.tensor([0, 0, 1.0])  # one fake: nothing is drawn by chance
     student, *teachers = (Outputs(torch.randn(3), torch.randn(3, 4)) for _ in range(3))
     if kd == "rkd":
@@ -263,7 +263,7 @@ def test_teachers_speak_live_at_their_own_size_and_normalisation_or_from_what_wa
     small, large = create("timm:test_resnet", "random", 1, 32), create("timm:test_efficientnet", "random", 2, 48)
     panel = Panel([small, large], "cpu")
     crops = {px: np.random.default_rng(px).integers(0, 256, (3, px, px, 3), np.uint8) for px in (32, 48)}
-    said = lesson("rkd", panel).listen(Batch(crops[32], np.zeros(3, np.int64), {"crops_48": crops[48]}))
+    said = teacher_loss("rkd", panel).teacher_outputs(Batch(crops[32], np.zeros(3, np.int64), {"crops_48": crops[48]}))
     for detector, (logit_N, embedding_ND) in zip((small, large), said, strict=True):
         crops_NHWC = torch.from_numpy(crops[detector.input_px])
         torch.testing.assert_close(logit_N, detector(crops_NHWC))
@@ -271,7 +271,7 @@ def test_teachers_speak_live_at_their_own_size_and_normalisation_or_from_what_wa
         assert embedding_dim(detector) == embedding_ND.shape[1]
         assert not logit_N.requires_grad
     told = {f"logit_{number}": one.logit_N.numpy() for number, one in enumerate(said)}
-    heard = lesson("soft").listen(Batch(crops[32], np.zeros(3, np.int64), told))
+    heard = teacher_loss("soft").teacher_outputs(Batch(crops[32], np.zeros(3, np.int64), told))
     assert [one.logit_N.tolist() for one in heard] == [one.logit_N.tolist() for one in said]
     assert [one.embedding_ND.shape for one in heard] == [(3, 0), (3, 0)]
 

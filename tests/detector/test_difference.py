@@ -5,7 +5,7 @@ import pytest
 
 from raydistal.detector.comparison import resampled_weights
 from raydistal.detector.difference import differences
-from raydistal.detector.evaluated import Said
+from raydistal.detector.evaluated import Results
 from raydistal.detector.metrics import weighted_auc
 
 NUM = 40  # groups of a real video and two fakes
@@ -16,7 +16,7 @@ def said(shift, seed, threshold=0.5, num_groups=NUM):
     rng = np.random.default_rng(seed)
     method_V = np.array([None, "old", "new"] * num_groups, object)
     more_V = np.array([0.0, 0.6, shift] * num_groups)
-    return Said(
+    return Results(
         label_V=np.array([0, 1, 1] * num_groups),
         method_V=method_V,
         group_id_V=np.repeat(np.array([f"g{number}" for number in range(num_groups)], object), 3),

@@ -187,12 +187,12 @@ def test_teachers_see_the_same_picture_at_their_size(dataset):
     source = ex.Source(location=dataset[0], parts=dataset[1], seed=3, augments=True, robust=False, **sizes_px)
     found = ex.list_examples(*dataset)
     (batch,) = ex.load_window(source, found, np.arange(5), 0)
-    assert list(batch.told) == ["crops_24"]
-    for small_HWC, large_HWC in zip(batch.crops_NHWC, batch.told["crops_24"], strict=True):
+    assert list(batch.teaching) == ["crops_24"]
+    for small_HWC, large_HWC in zip(batch.crops_NHWC, batch.teaching["crops_24"], strict=True):
         np.testing.assert_array_equal(crop.resize(large_HWC, SIZE_PX), small_HWC)
     assert not np.array_equal(batch.crops_NHWC[1], picture(1, 0))
     (measured,) = ex.load_window(source, found, np.arange(5), None)
-    assert not measured.told
+    assert not measured.teaching
 
 
 def test_what_teachers_said_comes_with_its_face(dataset, source, tmp_path):
@@ -219,9 +219,9 @@ def test_what_teachers_said_comes_with_its_face(dataset, source, tmp_path):
     order = np.random.default_rng(1).permutation(len(found))
     (batch,) = ex.rebatch(ex.load_window(told, found, order, 0), len(found))
     number_N, place_N = batch.crops_NHWC[:, 0, 0, 0], batch.crops_NHWC[:, 0, 0, 1]
-    assert batch.told["logit_0"].tolist() == (100 * number_N.astype(int) + place_N).tolist()
+    assert batch.teaching["logit_0"].tolist() == (100 * number_N.astype(int) + place_N).tolist()
     expected_ND = np.stack([number_N, place_N, np.full(len(found), 0.5)], 1)
-    np.testing.assert_array_equal(batch.told["embedding_0"], expected_ND.astype(np.float16))
+    np.testing.assert_array_equal(batch.teaching["embedding_0"], expected_ND.astype(np.float16))
     assert ex.Batch.from_columns(batch.columns()) == batch
     (alone,) = ex.load_window(dataclasses.replace(told, with_embeddings=False), found, order, 0)
-    assert list(alone.told) == ["logit_0"]
+    assert list(alone.teaching) == ["logit_0"]

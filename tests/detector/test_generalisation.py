@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raydistal.detector.evaluated import Said
+from raydistal.detector.evaluated import Results
 from raydistal.detector.generalisation import Tried, generalise
 
 METHODS = ("swap", "warp")
@@ -14,7 +14,7 @@ def said(seed, num_groups=30, **lift):
     rng = np.random.default_rng(seed)
     method_V = np.array([None, *METHODS] * num_groups, object)
     more_V = np.array([0.0, *(lift[method] for method in METHODS)] * num_groups)
-    return Said(
+    return Results(
         label_V=np.array([0, 1, 1] * num_groups),
         method_V=method_V,
         group_id_V=np.repeat(np.array([f"g{number}" for number in range(num_groups)], object), 3),
@@ -42,7 +42,7 @@ def test_matrix_and_gaps():
     some = tried()
     found = generalise(some, 0.11)
     mean = {
-        (left_out, tested): np.mean([auc_by_pairs(one.said, tested) for one in some if one.left_out == left_out])
+        (left_out, tested): np.mean([auc_by_pairs(one.results, tested) for one in some if one.left_out == left_out])
         for left_out in (None, *METHODS)
         for tested in METHODS
     }

@@ -43,13 +43,13 @@ def training(
     architecture="timm:test_resnet",
     faces_at_once=0,
     size_px=SIZE_PX,
-    lesson=None,
+    teacher_loss=None,
     trainable=None,
     **values,
 ) -> Training:
     recipe = dataclasses.replace(RECIPES[name], **values)
     detector = create(architecture, "random", seed=1, input_px=size_px)
-    return Training(detector, recipe, 3, "cpu", faces_at_once, seed=2, lesson=lesson, trainable=trainable)
+    return Training(detector, recipe, 3, "cpu", faces_at_once, seed=2, teacher_loss=teacher_loss, trainable=trainable)
 
 
 def distillation(kd: str, **options) -> Distillation:
@@ -95,33 +95,35 @@ def test_going_on_from_a_state_gives_the_same_bits(name):
 
 def test_a_lesson_goes_on_from_a_state_too():
     """Its projections and their optimizer are in the state; its bank begins anew with each epoch."""
-    whole, first = (training(lesson=distillation("contrastive")) for _ in range(2))
+    whole, first = (training(teacher_loss=distillation("contrastive")) for _ in range(2))
     run(whole, 3)
     run(first, 1)
-    second = training(lesson=distillation("contrastive"))
+    second = training(teacher_loss=distillation("contrastive"))
     second.restore(read_state(first.state({})))
     run(second, 2)
     assert same(whole, second)
     assert second.history == whole.history
-    for one, other in zip(whole.lesson.parameters(), second.lesson.parameters(), strict=True):
+    for one, other in zip(whole.teacher_loss.parameters(), second.teacher_loss.parameters(), strict=True):
         assert torch.equal(one, other)
-        assert not torch.equal(one, training(lesson=distillation("contrastive")).lesson.contrasts[0].student.weight)
+        assert not torch.equal(
+            one, training(teacher_loss=distillation("contrastive")).teacher_loss.contrasts[0].student.weight
+        )
     assert whole.history[0]["train_loss"] > whole.history[0]["hard_loss"]
-    assert whole.best["weights"].keys() == whole.detector.state_dict().keys()  # without the lesson
+    assert whole.best["weights"].keys() == whole.detector.state_dict().keys()  # without those of the teacher loss
 
 
 def test_a_student_comes_to_say_what_its_teacher_says():
     """At alpha 1 whatever the labels; val is measured by the labels."""
-    lesson = distillation("soft", alpha=1.0)
-    job, batch = training(lesson=lesson, epochs=30, learning_rate=3e-3), faces(24)
+    teacher_loss = distillation("soft", alpha=1.0)
+    job, batch = training(teacher_loss=teacher_loss, epochs=30, learning_rate=3e-3), faces(24)
     wrong = Batch(batch.crops_NHWC, 1 - batch.label_N)
-    teacher = lesson._panel.detectors[0]
+    teacher = teacher_loss._panel.detectors[0]
     torch.nn.init.constant_(teacher.network.get_classifier().bias, 3.0)  # all are fake
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     for _ in range(30):
         fitted = job.fit([wrong])
     label_N, logit_N = job.measure([batch])
-    said_N = lesson.listen(batch)[0].logit_N.numpy()
+    said_N = teacher_loss.teacher_outputs(batch)[0].logit_N.numpy()
     assert np.abs(logit_N - said_N).mean() < 1
     job.finish_epoch(fitted, label_N, logit_N)
     expected = np.mean([math.log1p(math.exp(-z if y else z)) for z, y in zip(logit_N, label_N, strict=True)])
@@ -169,11 +171,11 @@ def step_of_one_of_two(rank, folder):
     job._step(Batch(batch.crops_NHWC[half], batch.label_N[half]))
     label_N, logit_N = job.measure([Batch(batch.crops_NHWC[half], batch.label_N[half])])
     gradients = {name: parameter.grad for name, parameter in job.detector.named_parameters()}
-    taught, batch = training(lesson=distillation("contrastive")), faces(8, 3)
+    taught, batch = training(teacher_loss=distillation("contrastive")), faces(8, 3)
     taught._set_trainable(0)
     taught._step(Batch(batch.crops_NHWC[half], batch.label_N[half]))
-    told = {"bank": taught.lesson.contrasts[0].remembered}
-    told |= {name: parameter.grad for name, parameter in taught.lesson.named_parameters()}
+    told = {"bank": taught.teacher_loss.contrasts[0].remembered}
+    told |= {name: parameter.grad for name, parameter in taught.teacher_loss.named_parameters()}
     torch.save((gradients, label_N.tolist(), len(logit_N), told), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -190,11 +192,11 @@ def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path):
         for name, parameter in whole.detector.named_parameters():
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
         assert (label_N, num_logits) == (batch.label_N.tolist(), 8)  # measured together, in order
-    lessons = [torch.load(tmp_path / f"{rank}.pt")[-1] for rank in (0, 1)]
-    for name, values in lessons[0].items():
-        assert torch.equal(values, lessons[1][name]), name
-    assert len(lessons[0]["bank"]) == faces(8, 3).label_N.sum()  # the fakes of both
-    assert lessons[0]["contrasts.0.teacher.weight"].abs().sum() > 0
+    losses = [torch.load(tmp_path / f"{rank}.pt")[-1] for rank in (0, 1)]
+    for name, values in losses[0].items():
+        assert torch.equal(values, losses[1][name]), name
+    assert len(losses[0]["bank"]) == faces(8, 3).label_N.sum()  # the fakes of both
+    assert losses[0]["contrasts.0.teacher.weight"].abs().sum() > 0
 
 
 def test_the_loss_is_the_mean_over_faces():
