@@ -40,7 +40,6 @@ def rebuild(path: str, shared: Mapping[str, Any], settings: Mapping[str, Any]) -
         found.append(Face(frame.index, frame.pts_s, box_4, score, image_HWC))
     if len(found) < len(wanted):
         raise DecodeError(f"{len(wanted) - len(found)} of its {len(wanted)} frames with faces could not be decoded")
-    found.sort(key=lambda face: face.frame_index)
     options = settings["size_px"], settings["crops"], shared["num_frames_seen"], found
     return _without_feature(row(shared["video_id"], "ok", None, *options))
 
