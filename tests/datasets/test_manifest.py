@@ -88,6 +88,10 @@ def test_find(tree, tmp_path):
         ("path,label\na.mp4,1\na.mp4,maybe\n", r"m\.csv, row 2: unknown label 'maybe'"),
         ("path,label\n,1\n", r"m\.csv, row 1: the path is empty"),
         ("path,split\na.mp4,dev\n", r"m\.csv, row 1: unknown split 'dev'"),
+        (
+            "path,label,original\na.mp4,1,b.mp4\nb.mp4,0,a.mp4\n",
+            r"m\.csv, row 2: b\.mp4 is labelled real and has the original a\.mp4: leave that empty, or correct",
+        ),
         ("path,uri\na.mp4,b\n", r"several columns mean the same: \['path', 'uri'\]"),
     ],
 )
