@@ -150,7 +150,7 @@ def _place(path: str, home: str) -> str:
     if storage.is_uri(path):
         return path.removeprefix(home.rstrip("/") + "/")
     if not storage.is_uri(home):
-        path = posixpath.normpath(posixpath.join(home, path)).removeprefix(f"{home}/")
+        path = posixpath.normpath(posixpath.join(home, path)).removeprefix(f"{posixpath.normpath(home)}/")
     return path if path.startswith("/") else posixpath.normpath(path)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
 from av.filter import Graph
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import PictureType, VideoFrame
@@ -80,19 +81,23 @@ class Frame:
     def is_mirrored(self) -> bool:
         """True if top and bottom change places before the turns (EXIF orientations 2, 4, 5 and 7)."""
         try:
-            side_data = self.picture.side_data
+            side_data = _side_data(self.picture)
         except ValueError:
-            side_data = _with_known_side_data(self.picture).side_data
-        matrix = side_data.get("DISPLAYMATRIX")
-        if matrix is None:
+            side_data = _side_data(_with_known_side_data(self.picture))
+        if "DISPLAYMATRIX" not in side_data:
             return False
-        a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])  # type: ignore[call-overload]
+        a, b, _, c, d = struct.unpack("=5i", bytes(side_data["DISPLAYMATRIX"])[:20])
         return bool(a * d < b * c)
 
     def upright(self, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """An image in the picture's own orientation, turned upright: a view."""
         image = image[::-1] if self.is_mirrored else image
         return np.rot90(image, self.turns) if self.turns else image
+
+
+def _side_data(picture: VideoFrame) -> SideDataContainer:
+    """Its property of that name would keep a picture in memory, as the two refer to each other."""
+    return SideDataContainer(picture)  # type: ignore[call-arg]
 
 
 def _with_known_side_data(picture: VideoFrame) -> VideoFrame:

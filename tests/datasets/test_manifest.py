@@ -61,6 +61,7 @@ def test_a_file_has_one_name_however_it_is_written(tree, tmp_path):
     entries, warnings = read(root, "m.csv")
     assert [entry.path for entry in entries] == [*["a b.mp4"] * 4, f"{tmp_path}/c.mp4"]
     assert warnings == []
+    assert read(f"{tmp_path}/set/../set", "m.csv") == (entries, [])
     uri = f"file://{tmp_path}/set"
     (tmp_path / "set/m.csv").write_text(f"path\n{uri}/a b.mp4\na b.mp4\n")
     assert [entry.path for entry in read(uri, "m.csv")[0]] == ["a b.mp4"] * 2

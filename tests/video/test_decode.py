@@ -1,5 +1,6 @@
 """Sparse decoding gives the pixels of a full decode: the reference decodes everything and picks afterwards."""
 
+import gc
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -147,6 +148,19 @@ def test_picture_with_exif_comes_upright(make_clip, orientation):
     (frame,) = decode_frames(str(path), read_index(str(path)), np.array([0]))
     np.testing.assert_array_equal(frame.rgb(), UPRIGHT[orientation](stored))
     assert frame.shape == frame.luma().shape == frame.rgb().shape[:2]
+
+
+def test_frames_leave_the_memory_without_the_garbage_collector(make_clip):
+    path = str(make_clip("clip.mp4", num_frames=12))
+    gc.collect()
+    gc.disable()
+    try:
+        for frame in decode_frames(path, read_index(path), np.arange(12)):
+            assert frame.rgb().shape[:2] == frame.luma().shape
+        del frame
+        assert not any(isinstance(found, av.VideoFrame) for found in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
