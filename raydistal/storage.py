@@ -77,7 +77,7 @@ def parent(location: str) -> str:
 
 
 def _split_query(location: str) -> tuple[str, str]:
-    """A URI without and its query with the question mark; one that is not key=value belongs to the name."""
+    """A URI without its query, and the query with its question mark; one that is not key=value is part of the name."""
     place, query = re.fullmatch(r"(.*?)(\?(?:\w+=[^&/]*&?)+)?", location, re.DOTALL).groups("")  # type: ignore[union-attr]
     return place, query
 
@@ -216,7 +216,7 @@ def refuse_credentials(option: str, location: str) -> None:
 
 
 def _leads_back(folder: str) -> bool:
-    """True of a link to a folder that it lies in: below it, every file would be found again and again."""
+    """True if the folder is a link to one that it lies in, below which the same files would be found without end."""
     return os.path.islink(folder) and any(os.path.samefile(folder, above) for above in Path(folder).parents)
 
 

@@ -48,10 +48,9 @@ def _read(path: str) -> Entry | None:
 
 
 def _frames(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
-    """Images in a folder with the name of a video, or called like it, as `a_01.png` of `a.mp4`; and that video.
+    """Images that are named after a video (`a/01.png` or `a_01.png` after `a.mp4`), each with that video.
 
-    Of several videos of that name, which all lie below the same real/ or fake/, it is the one with the most similar
-    path.
+    Both lie below the same real/ or fake/. Of several videos of that name, the one with the most similar path is taken.
     """
     videos: dict[tuple[str | None, int | None, str], list[str]] = defaultdict(list)
     images = []

@@ -155,10 +155,10 @@ def _place(path: str, home: str) -> str:
 
 
 def _smallest_connected(path: pa.ChunkedArray, others: list[pa.ChunkedArray]) -> pa.ChunkedArray:
-    """For every path, the smallest name that it is connected with, by those beside it in `others`, null for none.
+    """For every path, the smallest name that it is connected with through the names beside it in `others` (null: none).
 
-    As `layout.components`, for many: names are numbers by their order, and each takes over the smallest that its
-    neighbours know, until nothing changes.
+    As `layout.components`, for millions of rows: names are numbered in order, and each takes over the smallest number
+    of its neighbours, until nothing changes.
     """
     names = pc.unique(pa.chunked_array([chunk for column in (path, *others) for chunk in column.chunks], pa.string()))
     names = names.drop_null()

@@ -59,7 +59,7 @@ def _stem(path: str) -> str | None:
 
 
 def _generator(root: str, path: str) -> str | None:
-    """By the innermost folder that tells; None of a photograph."""
+    """The generator of a picture, by the innermost folder that tells; None for a photograph."""
     if suffix(path) in (".tif", ".tiff"):
         return None
     for folder in reversed(path.split("/")[:-1]):

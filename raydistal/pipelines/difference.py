@@ -99,7 +99,7 @@ def _told(learnt: "Learnt") -> dict[str, Any]:
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of verdicts, and the worst row, of all and of what neither detector learnt from."""
+    """Counts of verdicts and the worst row: of all rows, and of what neither detector learnt from."""
     from raydistal.report.difference import is_unseen
 
     found = {}

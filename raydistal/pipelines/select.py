@@ -255,7 +255,7 @@ def _sample(config: Config, videos: pa.Table, only: pa.Table | None = None) -> p
 
 
 def _sample_part(faces: pa.Table, videos: pa.Table, only: pa.Table | None, share: float, seed: int) -> pa.Table:
-    """One row per face, of those that are wanted."""
+    """One row per wanted face."""
     from raydistal.selection.draws import sample_key, uniform
 
     frames = tables.explode_faces(_join(faces, videos.select(["video_id", "label", "group_id", "fold"])))
@@ -300,7 +300,7 @@ def _score_part(faces: pa.Table, videos: pa.Table, strategy: Strategy, seed: int
 def _spread(config: Config, videos: pa.Table, settings: tables.Config, out: str) -> None:
     """k-center greedy over all faces of a class, on the driver, on projected features; writes the uncertainty table.
 
-    A face's "uncertainty" is its distance to the nearest centre, when it was selected or in the end.
+    As its "uncertainty", a face has its distance to the nearest centre: at its selection, or in the end.
     """
     from raydistal.selection.diversity import k_center_greedy
 
@@ -345,7 +345,7 @@ def _over_parts(
 ) -> Iterator[pa.Table]:
     """function(faces, *arguments) for every batch of the faces table, on all nodes; a table per task as they come.
 
-    The first of the arguments is a table of videos; the function gets those of the task, and others have no part in it.
+    The first of the arguments is a table of videos; the function gets only those that its task reads.
     With `write_to` (a table and its config) the rows become a part of that table, and only video_id comes back.
     """
     connect()

@@ -88,7 +88,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _videos(config: Config, chosen_by: str) -> pa.Table:
-    """DISTILLED with the videos that go along, whose rank is null; and path."""
+    """Rows of DISTILLED with their path; the videos of `also` are among them, with rank null."""
     from raydistal.sharing.manifest import public_group, relative_path
 
     chosen = tables.read_table(chosen_by, "select")
@@ -105,7 +105,7 @@ def _videos(config: Config, chosen_by: str) -> pa.Table:
 
 
 def _digest_sources(config: Config, location: str, videos: pa.Table) -> pa.Table:
-    """SOURCES of those videos that can be read; digests what an earlier run did not."""
+    """Rows of SOURCES for the videos that can be read; digests those that an earlier run did not."""
     with tables.sole_writer(location) as claim:
         ledger = tables.read_ledger(location, LEDGER)
         if tables.drop_failed(location, LEDGER):
@@ -140,7 +140,7 @@ def digest_stage(videos: pa.Table, claim: tables.Claim) -> pa.Table:
 
 
 def _with_faces(config: Config, videos: pa.Table, faces: str, size_px: int) -> pa.Table:
-    """SHARED of `videos`, which lack only what `faces` tells."""
+    """Rows of SHARED: `videos`, with what `faces` tells of them."""
     blocks = by_parts(videos.select(["video_id", "part"]), num_cpus())
     stage = partial(faces_stage, faces=faces, size_px=size_px)
     told = []

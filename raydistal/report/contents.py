@@ -151,7 +151,7 @@ def _read_faces(location: str) -> pa.Table:
 
 
 def _scores(location: str, frames: list[Frame]) -> pa.Table:
-    """label, probability and uncertainty of these frames, in their order; of those that are there."""
+    """label, probability and uncertainty of those of the frames that are there, in their order."""
     of_videos = pads.field("video_id").isin([video_id for video_id, _ in frames])
     scored = tables.explode_faces(tables.open_table(location, "select").to_table(filter=of_videos))
     row = {frame: number for number, frame in enumerate(_frames(scored))}

@@ -57,7 +57,7 @@ def failed(video_id: str, status: str, error: str, settings: Mapping[str, Any]) 
 
 
 def _without_feature(made: pa.Table) -> pa.Table:
-    """In place of a feature, which nobody computes, a vector of one NaN: what needs features must not go unnoticed."""
+    """With a vector of one NaN as the feature, which nobody computes: whatever needs features must fail on it."""
     num = len(made["frame_index"][0])
     feature = list_column(np.full((num, 1), np.nan, np.float16), [num])
     return made.drop_columns(["pixels"]).append_column("feature", feature)

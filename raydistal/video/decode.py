@@ -96,14 +96,14 @@ class Frame:
 
 
 def _side_data(picture: VideoFrame) -> SideDataContainer:
-    """Its property of that name would keep a picture in memory, as the two refer to each other."""
+    """Not `picture.side_data`: it and the picture refer to each other, and would not be freed when they are dropped."""
     return SideDataContainer(picture)  # type: ignore[call-arg]
 
 
 def _with_known_side_data(picture: VideoFrame) -> VideoFrame:
-    """The picture without side data of types that PyAV does not know, such as EXIF: it lists none of a picture's then.
+    """The picture, sharing its pixels, without side data of the types that PyAV does not know, such as EXIF.
 
-    Shares the pixels.
+    PyAV lists no side data at all where one type is unknown.
     """
     graph = Graph()
     source = graph.add_buffer(
@@ -241,7 +241,7 @@ def _wanted_frames(pictures: Iterator[VideoFrame], index: PacketIndex, wanted: d
 
 
 def _ascending(frames: Iterator[Frame]) -> Iterator[Frame]:
-    """The frames in order, which a decoder may mix up after damage; without those that come far too late, or again."""
+    """The frames in order, which damage may mix up; one that comes far too late, or again, is dropped."""
     held: dict[int, Frame] = {}
     last = -1
     for frame in frames:
