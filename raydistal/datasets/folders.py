@@ -28,7 +28,9 @@ def read(_root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
     entries = [entry for path in media if (entry := _read(path))]
     outside = set(media) - {entry.path for entry in entries}
     video_of = dict(_frames(entries))
-    entries = [dataclasses.replace(entry, group=video_of.get(entry.path, entry.group)) for entry in entries]
+    entries = [
+        dataclasses.replace(entry, group=video_of[entry.path]) if entry.path in video_of else entry for entry in entries
+    ]
     return entries, [
         *counted(outside, "videos or images lie outside real/ and fake/ and are left out"),
         *counted(video_of, "images seem to be frames of videos that are listed as well; they are in the same group"),
@@ -53,14 +55,17 @@ def _frames(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
     Both lie below the same real/ or fake/. Of several videos of that name, the one with the most similar path is taken.
     """
     videos: dict[tuple[str | None, int | None, str], list[str]] = defaultdict(list)
-    images = []
     for entry in entries:
-        stem = posixpath.splitext(posixpath.basename(entry.path))[0]
+        if suffix(entry.path) not in IMAGE_SUFFIXES:
+            videos[entry.split, entry.label, _stem(entry.path)].append(entry.path)
+    for entry in entries if videos else ():
         if suffix(entry.path) in IMAGE_SUFFIXES:
-            images.append((entry, [stem, NUMBER.sub("", stem), *entry.path.split("/")[-2::-1]]))
-        else:
-            videos[entry.split, entry.label, stem].append(entry.path)
-    for entry, names in images:
-        named = (videos.get((entry.split, entry.label, name)) for name in names)
-        if near := next(filter(None, named), None):
-            yield entry.path, max(near, key=lambda video: len(posixpath.commonprefix([video, entry.path])))
+            stem = _stem(entry.path)
+            names = (stem, NUMBER.sub("", stem), *entry.path.split("/")[-2::-1])
+            named = (videos.get((entry.split, entry.label, name)) for name in names)
+            if near := next(filter(None, named), None):
+                yield entry.path, max(near, key=lambda video: len(posixpath.commonprefix([video, entry.path])))
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
