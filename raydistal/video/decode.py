@@ -75,7 +75,8 @@ class Frame:
     @property
     def turns(self) -> int:
         """Quarter turns, counter-clockwise as np.rot90 turns, that set the picture upright: 0 to 3."""
-        return round(self.picture.rotation / 90) % 4
+        degrees = self.picture.rotation  # out of range if the file's matrix has no angle, as one of zeros
+        return round(degrees / 90) % 4 if abs(degrees) <= 180 else 0
 
     @cached_property
     def is_mirrored(self) -> bool:

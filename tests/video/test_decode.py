@@ -114,7 +114,7 @@ UPRIGHT = {  # by EXIF orientation, of a picture as it is stored
     8: np.rot90,
 }
 # By orientation, the upper left of the display matrix: rows are where the stored x and y axes point.
-MATRICES = {2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1)}
+MATRICES = {1: (0, 0, 0, 0), 2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1)}  # of zeros: a broken one
 MATRICES |= {5: (0, 1, 1, 0), 6: (0, 1, -1, 0), 7: (0, -1, -1, 0), 8: (0, -1, 1, 0)}
 
 
