@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
@@ -39,7 +40,6 @@ MERGES = "_merges.json"  # written by `raydistal compact` while it works: {merge
 OF_FEATURES = ("backbone", "weights", "precision", "weights_digest")  # settings of `faces` that do not affect its crops
 FINAL = ("ok", "no_face")  # statuses that a retry would not change
 READERS = 32  # of small files at once: the wait is the store's latency
-PARTS_AT_ONCE = 1024  # some columns of them, in memory
 BEAT_S = 5.0
 BEATS_UNTIL_STALE = 4
 
@@ -148,11 +148,15 @@ def read_table(location: str, made_by: str, columns: list[str] | None = None) ->
 
 
 def scan(location: str, made_by: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    """Name and rows of each part. Raises UserError like `open_table`, which would hold 50 kB per part."""
-    names = _existing_parts(location, made_by)
-    for start in range(0, len(names), PARTS_AT_ONCE):
-        some = names[start : start + PARTS_AT_ONCE]
-        yield from zip(some, read_parts(location, some, columns), strict=True)
+    """Name and rows of each part, some read ahead. Raises UserError like `open_table`, which holds 50 kB per part."""
+    waiting: deque[tuple[str, Future[pa.Table]]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        for name in _existing_parts(location, made_by):
+            waiting.append((name, pool.submit(read_part, location, name, columns)))
+            if len(waiting) > 2 * READERS:
+                first, read = waiting.popleft()
+                yield first, read.result()
+        yield from ((name, read.result()) for name, read in waiting)
 
 
 def _existing_parts(location: str, made_by: str) -> list[str]:

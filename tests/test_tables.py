@@ -77,6 +77,20 @@ def test_write_and_read_a_table(place, tmp_path, request):
     assert info["fingerprint"] == tables.fingerprint(CONFIG) != tables.fingerprint(CONFIG | {"size_px": 224})
 
 
+def test_a_scan_holds_few_parts(tmp_path, monkeypatch):
+    place, read, read_part = str(tmp_path / "t"), [], tables.read_part
+    for number in range(12):
+        tables.write_part(place, statuses((f"v{number}", "ok")), CONFIG)
+    monkeypatch.setattr(tables, "READERS", 2)
+    monkeypatch.setattr(tables, "read_part", lambda *arguments: read.append(arguments) or read_part(*arguments))
+    found = []
+    for name, rows in tables.scan(place, "extract", ["video_id"]):
+        found.append((name, rows["video_id"].to_pylist()))
+        assert len(read) <= len(found) + 2 * 2
+    assert [name for name, _ in found] == tables.part_names(place)
+    assert {video_id for _, ids in found for video_id in ids} == {f"v{number}" for number in range(12)}
+
+
 def test_a_table_that_is_not_there_names_the_command(tmp_path):
     with pytest.raises(UserError, match="raydistal index"):
         tables.read_table(str(tmp_path / "videos"), "index")

@@ -3,8 +3,9 @@
     {dataset: {label: {train | val | test: {[c23 | c40 | raw:] {video: {"label": ..., "frames": [path, ...]}}}}}}
 
 Each frame is a video of one frame. A label such as FF-real or CelebDFv2_real is real, all others are the method of
-fakes. A group holds the frames of a video and of all videos that share its source: pairs of FaceForensics++ (000_003)
-are joined; elsewhere it is the person shown (id0 in id0_id1_0000, 01 in 01_02__scene__X).
+fakes. A group holds the frames of a video and of all videos that share its source, as far as names tell: pairs of
+FaceForensics++ (000_003) and of DeeperForensics (000_M101) are joined; elsewhere it is the person shown (id0 in
+id0_id1_0000, 01 in 01_02__scene__X, 11 in 22_11_A_001 of DFDCP). The names of DFDC tell nothing.
 
 DeepfakeBench lists videos in several splits: val repeats test in Celeb-DF and train in DFDC, and train of Celeb-DF
 holds all test videos. Here each frame is in one split: test before train, train before val.
@@ -28,8 +29,14 @@ FOLDER = "dataset_json"
 PLACES = ("", "rgb", "datasets", "datasets/rgb")  # where frames may lie below the root
 SPLITS = ("val", "train", "test")  # a later one counts
 LEVELS = ("raw", "c23", "c40")
-PAIR = re.compile(r"(\d{3})_(\d{3})")
-PERSON = re.compile(r"(id\d+)_.+|(\d+)(?:_\d+)?__.+")
+PAIR = re.compile(r"(\d{3})_(\d{3}|[MW]\d{3})")  # the video shown, and the video or actor that gave the face
+PERSON = (  # shown, in the names of
+    re.compile(r"(id\d+)_.+"),  # Celeb-DF
+    re.compile(r"(\d+)(_\d+)?__.+"),  # DeepFakeDetection
+    re.compile(r"([MW]\d{3})_.+"),  # DeeperForensics, real
+    re.compile(r"(?:\d+_)?(\d+)_[A-Z]_\d+"),  # DFDCP
+    re.compile(r"(\d{4})_fake"),  # UADFV
+)
 
 
 class _Frame(NamedTuple):
@@ -68,8 +75,12 @@ def read(root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
         if split_of.setdefault(path, frame.split) != frame.split:
             shared.add(path)
             split_of[path] = max(split_of[path], frame.split, key=SPLITS.index)
-    group_of = components((match[1], match[2]) for frame in found.values() if (match := PAIR.fullmatch(frame.video)))
     family_of = components(same)
+    group_of = components(
+        (f"{family_of[frame.dataset]}/{match[1]}", f"{family_of[frame.dataset]}/{match[2]}")
+        for frame in found.values()
+        if (match := PAIR.fullmatch(frame.video))
+    )
     entries = [_entry(path, frame, family_of[frame.dataset], group_of, split_of[path]) for path, frame in found.items()]
     return entries, [
         *counted(shared, "frames are listed in several splits; each stays in the last of val, train, test"),
@@ -80,12 +91,12 @@ def read(root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
 
 def _entry(path: str, frame: _Frame, family: str, group_of: Mapping[str, str], split: str) -> Entry:
     is_fake = not frame.label.casefold().endswith("real")
-    pair, person = PAIR.fullmatch(frame.video), PERSON.fullmatch(frame.video)
-    shown = pair[1] if pair else (person[1] or person[2]) if person else frame.video
+    told = (pattern.fullmatch(frame.video) for pattern in (PAIR, *PERSON))
+    shown = f"{family}/{next((match[1] for match in told if match), frame.video)}"
     return Entry(
         path=path,
         label=int(is_fake),
-        group=f"{family}/{group_of.get(shown, shown)}",
+        group=group_of.get(shown, shown),
         method=frame.label if is_fake else None,
         compression=frame.level,
         split=split,

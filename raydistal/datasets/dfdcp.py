@@ -2,8 +2,8 @@
 
 It maps the path of a video to `{"label": "real" | "fake", "set": "train" | "test", "target_id": 1234, "swapped_id":
 5678, ...}`. A group is the person shown, target_id; the face donor, swapped_id, may be in another group, because
-linking donors would join everybody into one. DeepfakeBench's and SBI's copies have a folder `videos` in each of the
-three: both are read.
+linking donors would join everybody into one. `22_11_A_001.mp4` shows person 11 of `11_A_001.mp4` with the face of 22.
+DeepfakeBench's and SBI's copies have a folder `videos` in each of the three: both are read.
 """
 
 import posixpath
@@ -37,7 +37,7 @@ def read(root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
         raise UserError(f"{location} is not that of the DFDC preview: it must map paths to their label")
     media = {path for path in files if is_media(path)}
     path_of = {key: next((place for place in _places(key) if place in media), None) for key in content}
-    real_of = {posixpath.basename(key): path or key for key, path in path_of.items()}
+    real_of = {posixpath.basename(key): path or key for key, path in path_of.items() if key.startswith(FOLDERS[0])}
     entries = [
         _entry(path, fields, real_of, f"{location}, {key}") for key, fields in content.items() if (path := path_of[key])
     ]
@@ -49,7 +49,7 @@ def read(root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
 
 def _entry(path: str, fields: Mapping[str, Any], real_of: Mapping[str, str], where: str) -> Entry:
     label = parse_label(fields.get("label"), where)
-    person, split, source = (fields.get(name) for name in ("target_id", "set", "source_video"))
+    person, split = fields.get("target_id"), fields.get("set")
     if person is None or label is None:
         raise UserError(f"{where}: no target_id or no label")
     if split not in SPLITS:
@@ -59,7 +59,7 @@ def _entry(path: str, fields: Mapping[str, Any], real_of: Mapping[str, str], whe
         label=label,
         group=str(person),
         method=path.split("/")[0] if label else None,
-        original=real_of.get(posixpath.basename(source), source) if label and isinstance(source, str) else None,
+        original=real_of.get(posixpath.basename(path).partition("_")[2]) if label else None,
         split=SPLITS[split],
     )
 

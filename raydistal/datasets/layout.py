@@ -146,5 +146,5 @@ def is_elsewhere(path: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def is_absolute(path: str) -> bool:
-    """The same of one path."""
+    """As `is_elsewhere`, of one path."""
     return storage.is_uri(path) or path.startswith("/")

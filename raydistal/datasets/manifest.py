@@ -52,7 +52,8 @@ def read(root: str, name: str) -> tuple[pa.Table, list[str]]:
     Relative paths are looked up in the folder; absolute ones are left to whoever opens them.
 
     Raises:
-        UserError: the file is malformed, or a row has no path, an unknown label or an unknown split.
+        UserError: the file is malformed, or a row has no path, an unknown label or an unknown split, or is a real video
+            with an original.
     """
     location, home = storage.join(root, name), storage.absolute(root)
     rows = _read_rows(location, suffix(name))
@@ -64,10 +65,14 @@ def read(root: str, name: str) -> tuple[pa.Table, list[str]]:
     if cells["path"].null_count:
         raise UserError(f"{location}, row {pc.index(cells['path'].is_null(), True).as_py() + 1}: the path is empty")
     path, original = _places(cells["path"], home), _places(cells["original"], home)
+    label = _translate(cells["label"], parse_label, location, pa.int8())
+    if (row := pc.index(pc.and_(pc.equal(label, 0), original.is_valid()), True).as_py()) >= 0:
+        what = f"is labelled real and has the original {original[row]}"
+        raise UserError(f"{location}, row {row + 1}: {path[row]} {what}: leave that empty, or correct the label")
     group = pc.coalesce(pc.binary_join_element_wise(cells["dataset"], cells["group"], "/"), cells["group"])
     entries = {
         "path": path,
-        "label": _translate(cells["label"], parse_label, location, pa.int8()),
+        "label": label,
         "group": _smallest_connected(path, [original, group]),
         **{name: cells[name] for name in ("method", "compression")},
         "original": original,
@@ -145,15 +150,15 @@ def _place(path: str, home: str) -> str:
     if storage.is_uri(path):
         return path.removeprefix(home.rstrip("/") + "/")
     if not storage.is_uri(home):
-        path = posixpath.normpath(posixpath.join(home, path)).removeprefix(f"{home}/")
+        path = posixpath.normpath(posixpath.join(home, path)).removeprefix(f"{posixpath.normpath(home)}/")
     return path if path.startswith("/") else posixpath.normpath(path)
 
 
 def _smallest_connected(path: pa.ChunkedArray, others: list[pa.ChunkedArray]) -> pa.ChunkedArray:
-    """For every path, the smallest name that it is connected with, by those beside it in `others`, null for none.
+    """For every path, the smallest name that it is connected with through the names beside it in `others` (null: none).
 
-    As `layout.components`, for many: names are numbers by their order, and each takes over the smallest that its
-    neighbours know, until nothing changes.
+    As `layout.components`, for millions of rows: names are numbered in order, and each takes over the smallest number
+    of its neighbours, until nothing changes.
     """
     names = pc.unique(pa.chunked_array([chunk for column in (path, *others) for chunk in column.chunks], pa.string()))
     names = names.drop_null()

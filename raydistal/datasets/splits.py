@@ -44,7 +44,7 @@ def assign(videos: pa.Table, ratios: tuple[float, float, float], seed: int) -> t
 
 
 def _distribute_rows(rows: pa.Table, current: str | None, shares: Mapping[str, float], seed: int) -> pa.Table:
-    """`rows` with another split in those that are in the split `current`, None: in none."""
+    """`rows`, with a new split for those that are in the split `current`, or with None for those that are in none."""
     is_due = pc.equal(rows["split"], current) if current else pc.is_null(rows["split"])
     found = rows.filter(is_due).group_by(["group", "label", "method"]).aggregate([([], "count_all")])
     counts: dict[str, Counter[Category]] = defaultdict(Counter)
@@ -103,7 +103,7 @@ def distribute(counts: Mapping[str, Counter[Category]], shares: Mapping[str, flo
 
 
 def _official(rows: pa.Table, split: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The official split of each row, where there is none that of its group; pool for the unlabelled."""
+    """Each row's official split, or that of its group where the row has none; pool for the unlabelled."""
     ranked = rows.select(["group"]).append_column("rank", pc.index_in(split, value_set=pa.array(SPLITS)))
     counts = pc.and_(pc.and_(pc.is_valid(split), pc.not_equal(split, "pool")), pc.is_valid(rows["label"]))
     of_group = ranked.filter(counts).group_by("group").aggregate([("rank", "min")])

@@ -1,6 +1,7 @@
 """Synthbuster and RAISE-1k: `<generator>/<stem>.png`, and the photographs in a folder named after RAISE, or as TIFF.
 
-Each fake was generated from a description of the photograph of the same stem (`r000da54ft`): they are one group, and
+Both have the names of RAISE (`r000da54ft`), so folders tell them apart: a fake lies in one of the nine generators of
+the publication. Each fake was generated from a description of the photograph of the same stem: they are one group, and
 the photograph is the fake's original. There are no official splits.
 
 The photographs are large TIFF files and the fakes small PNG files: extract both with --equalize, or a detector learns
@@ -11,9 +12,13 @@ import posixpath
 import re
 from collections.abc import Sequence
 
+from raydistal import storage
 from raydistal.datasets.layout import Entry, counted, is_media, suffix
+from raydistal.errors import UserError
 
 STEM = re.compile(r"r[0-9a-f]{8}t")
+GENERATORS = {"dalle2", "dalle3", "firefly", "glide", "midjourney-v5", "stable-diffusion-1-3", "stable-diffusion-1-4"}
+GENERATORS |= {"stable-diffusion-2", "stable-diffusion-xl"}
 
 
 def matches(files: Sequence[str]) -> bool:
@@ -21,19 +26,24 @@ def matches(files: Sequence[str]) -> bool:
     return any(_stem(path) for path in files)
 
 
-def read(_root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
-    """Entries and warnings from relative paths."""
+def read(root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
+    """Entries and warnings from relative paths.
+
+    Raises:
+        UserError: a folder is neither one of the generators nor RAISE.
+    """
     stem_of = {path: stem for path in files if (stem := _stem(path))}
-    real_of = {stem: path for path, stem in stem_of.items() if _is_real(path)}
+    generator_of = {path: _generator(root, path) for path in stem_of}
+    real_of = {stem: path for path, stem in stem_of.items() if not generator_of[path]}
     entries = [
         Entry(
             path=path,
-            label=0 if _is_real(path) else 1,
-            group=stem,
-            method=None if _is_real(path) else posixpath.basename(posixpath.dirname(path)) or None,
-            original=None if _is_real(path) else real_of.get(stem),
+            label=1 if generator else 0,
+            group=stem_of[path],
+            method=generator,
+            original=real_of.get(stem_of[path]) if generator else None,
         )
-        for path, stem in stem_of.items()
+        for path, generator in generator_of.items()
     ]
     alone = [entry.path for entry in entries if entry.label and not entry.original]
     outside = {path for path in files if is_media(path)} - stem_of.keys()
@@ -48,6 +58,17 @@ def _stem(path: str) -> str | None:
     return stem if is_media(path) and STEM.fullmatch(stem) else None
 
 
-def _is_real(path: str) -> bool:
-    folder = posixpath.basename(posixpath.dirname(path)).casefold()
-    return folder == "real" or "raise" in folder or suffix(path) in (".tif", ".tiff")
+def _generator(root: str, path: str) -> str | None:
+    """The generator of a picture, by the innermost folder that tells; None for a photograph."""
+    if suffix(path) in (".tif", ".tiff"):
+        return None
+    for folder in reversed(path.split("/")[:-1]):
+        name = folder.casefold()
+        if name in GENERATORS:
+            return folder
+        if name == "real" or "raise" in name:
+            return None
+    raise UserError(
+        f"{storage.join(root, path)} is in none of the folders {', '.join(sorted(GENERATORS))}. Call a folder of "
+        "photographs real; list fakes of other generators in a manifest."
+    )

@@ -127,7 +127,7 @@ def _soften(patch: Image | Map, factor: float) -> Map:
 
 
 def _replace(image: Image, view: View, other: Image | Map, mask: Map) -> Image:
-    """`image` with `other` in the view's part, as far as the mask says."""
+    """`image`, with `other` blended by the mask into the view's part."""
     patch = image[view.part]
     mixed = patch + mask[..., None] * (other.astype(np.float32) - patch)
     patch[...] = np.clip(mixed + 0.5, 0, 255)

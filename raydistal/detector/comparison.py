@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from raydistal.detector.metrics import SAME, bootstrap_weights, weighted_accuracy, weighted_auc
+from raydistal.detector.metrics import SAME, Weights, bootstrap_weights, weighted_accuracy, weighted_auc
 
 Metric = Literal["accuracy", "auc"]
 Versus = Literal["full", "random", "frame_count"]
@@ -132,9 +132,9 @@ def _summary(some: list[Tried], draws: dict[Metric, Draws]) -> Row:
     return found | {name: round(found[name]) for name in ("num_videos", "num_faces", "images")}
 
 
-def resampled_weights(group_id_V: npt.NDArray[np.object_], num: int = NUM_RESAMPLES) -> npt.NDArray[np.int16]:
+def resampled_weights(group_id_V: npt.NDArray[np.object_], num: int = NUM_RESAMPLES) -> Weights:
     """(B + 1, V): how often each test video counts; the same for all sets."""
-    return np.concatenate([np.ones((1, len(group_id_V)), np.int16), bootstrap_weights(group_id_V, num, seed=0)])
+    return bootstrap_weights(group_id_V, num, seed=0, after_original=True)
 
 
 def count_groups(metric: Metric, label_N: Ints, group_id_N: npt.NDArray[np.object_]) -> int:
@@ -144,7 +144,7 @@ def count_groups(metric: Metric, label_N: Ints, group_id_N: npt.NDArray[np.objec
     return len(set(group_id_N))
 
 
-def measure(metric: Metric, label_V: Ints, some: Sequence[Tried], weight_BV: npt.NDArray[np.int16]) -> Floats:
+def measure(metric: Metric, label_V: Ints, some: Sequence[Tried], weight_BV: Weights) -> Floats:
     """(S, B + 1): the metric of each training under each resample of the test videos."""
     if metric == "auc":
         return np.stack([weighted_auc(label_V, one.probability_V, weight_BV) for one in some])

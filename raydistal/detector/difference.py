@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from raydistal.detector.comparison import MIN_GROUPS, Draws, conclude, count_groups, resampled_weights
 from raydistal.detector.evaluated import Results
-from raydistal.detector.metrics import weighted_accuracy, weighted_auc
+from raydistal.detector.metrics import Weights, weighted_accuracy, weighted_auc
 
 Row = dict[str, Any]
 Bools = npt.NDArray[np.bool_]
-Weights = npt.NDArray[np.int16]
 
 
 def differences(before: Results, after: Results, margin: float) -> list[Row]:

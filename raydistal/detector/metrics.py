@@ -12,6 +12,7 @@ draws whole groups with replacement, is nothing but weighting each row by how of
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,7 +23,8 @@ Aggregate: TypeAlias = Literal["mean", "max", "confident"]
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.floating]
 Float64s = npt.NDArray[np.float64]
-Weights = npt.NDArray[np.number]
+Numbers = npt.NDArray[np.number]
+Weights: TypeAlias = "npt.NDArray[np.number] | Resamples"
 
 CLIP = 1e-7  # log-loss: probabilities stay this far from 0 and 1, so one certain error costs 16 and not infinity
 NUM_BINS = 15  # ECE, as Guo et al. 2017
@@ -99,18 +101,51 @@ def choose_threshold(label_N: Ints, probability_N: Floats) -> float:
     return float(best_T[np.argmin(np.abs(best_T - 0.5))])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resamples:
+    """(B, N) weights: how often each row is in each resample of whole groups with replacement.
+
+    Drawn anew whenever they are read, some resamples at a time: 2000 of 100,000 videos would take 400 MB. `weights[:,
+    rows]` are those of other rows, by number or as a mask, as of an array.
+    """
+
+    group_N: Ints
+    """The group of each row, from 0."""
+    num_groups: int
+    num: int
+    seed: int
+    after_original: bool = False
+    """Number 0 is no resample: each row once."""
+
+    def __getitem__(self, index: tuple[slice, Ints | npt.NDArray[np.bool_]]) -> "Resamples":
+        every, rows = index
+        if every != slice(None):
+            raise IndexError("resamples are read in order, all of them")
+        return replace(self, group_N=self.group_N[rows])
+
+    def chunks(self) -> Iterator[Float64s]:
+        """(C, N) at a time, in order."""
+        if self.after_original:
+            yield np.ones((1, len(self.group_N)))
+        rng, num_groups = np.random.default_rng(self.seed), self.num_groups
+        size = max(1, CHUNK // max(1, num_groups, len(self.group_N)))
+        for start in range(0, self.num, size):
+            drawn_CG = rng.integers(num_groups, size=(min(size, self.num - start), num_groups))
+            drawn_CG += num_groups * np.arange(len(drawn_CG))[:, None]  # of each resample its own numbers, to count all
+            count_CG = np.bincount(drawn_CG.ravel(), minlength=drawn_CG.size).reshape(drawn_CG.shape)
+            yield count_CG[:, self.group_N].astype(np.float64)
+
+
 def bootstrap_weights(
-    group_id_V: Sequence[str] | npt.NDArray[np.object_], num: int, seed: int
-) -> npt.NDArray[np.int16]:
-    """(num, V): how often each video is in each resample of whole groups with replacement.
+    group_id_V: Sequence[str] | npt.NDArray[np.object_], num: int, seed: int, after_original: bool = False
+) -> Resamples:
+    """`num` resamples of the videos, by whole groups; with `after_original`, after the videos as they are.
 
     Depends on the seed and the names of the groups, not on the order of the videos: detectors measured on the same
     videos get the same draws, so their differences are paired.
     """
     name_G, group_V = np.unique(np.asarray(group_id_V, object), return_inverse=True)
-    num_groups, rng = len(name_G), np.random.default_rng(seed)
-    draws = (np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups) for _ in range(num))
-    return np.array([count_G.astype(np.int16)[group_V] for count_G in draws], np.int16).reshape(num, len(group_V))
+    return Resamples(group_N=group_V, num_groups=len(name_G), num=num, seed=seed, after_original=after_original)
 
 
 def weighted_auc(label_N: Ints, probability_N: Floats, weight_BN: Weights) -> Float64s:
@@ -126,7 +161,7 @@ def weighted_accuracy(label_N: Ints, probability_N: Floats, threshold: float, we
     return np.concatenate([_mean(is_right_N, weight_CN) for weight_CN in _chunks(weight_BN)])
 
 
-def measure(label_N: Ints, probability_N: Floats, threshold: float, weight_BN: Weights) -> dict[str, Float64s]:
+def measure(label_N: Ints, probability_N: Floats, threshold: float, weight_BN: Numbers) -> dict[str, Float64s]:
     """Every metric, (B,) values each, NaN where it is not defined. Takes some ten times the memory of the weights.
 
     At the threshold: accuracy, balanced_accuracy, precision, recall, f1, and the confusion counts tn, fp, fn, tp.
@@ -206,7 +241,7 @@ def measure_slices(
             | {(name, "auc"): value_B for name, value_B in zip(names[1:], auc_BM.T, strict=True)}
         )
 
-    drawn = [measure_all(weight_CN) for weight_CN in _chunks(weight_BV, video_N)]
+    drawn = [measure_all(weight_CN) for weight_CN in _chunks(weight_BV[:, video_N])]
     made = []
     for (name, metric), (value,) in measure_all(np.ones((1, len(label_N)))).items():
         value_B = np.concatenate([np.empty(0), *(part[name, metric] for part in drawn)])
@@ -260,7 +295,7 @@ class _Ranked(NamedTuple):
     fake_BU: Float64s
 
 
-def _rank(label_N: Ints, probability_N: Floats, weight_BN: Weights) -> _Ranked:
+def _rank(label_N: Ints, probability_N: Floats, weight_BN: Numbers) -> _Ranked:
     certainty_N = _unsure_as_half(probability_N)
     order_N = np.argsort(-certainty_N, kind="stable")
     is_last_N = np.diff(certainty_N[order_N], append=np.nan) != 0
@@ -273,7 +308,7 @@ def _rank(label_N: Ints, probability_N: Floats, weight_BN: Weights) -> _Ranked:
     return _Ranked(order_N, np.cumsum(is_last_N) - is_last_N, real_BU, fake_BU)
 
 
-def _auc(ranked: _Ranked, weight_BN: Weights, fake_NS: npt.NDArray[np.bool_]) -> Float64s:
+def _auc(ranked: _Ranked, weight_BN: Numbers, fake_NS: npt.NDArray[np.bool_]) -> Float64s:
     """(B, S) for subsets of the fake rows, each against all real rows."""
     real_above_BU = (ranked.real_BU[:, :-1] + ranked.real_BU[:, 1:]) / 2
     above_BN = real_above_BU[:, ranked.rank_N] * weight_BN[:, ranked.order_N]
@@ -298,13 +333,14 @@ def _equal_error(ranked: _Ranked) -> Float64s:
     return np.asarray(fpr_B + gap_B / (gap_B - next_gap_B) * (next_fpr_B - fpr_B))
 
 
-def _chunks(weight_BV: Weights, video_N: Ints | None = None) -> Iterator[Float64s]:
-    """(C, N) weights of some resamples at a time, spread from videos to rows if asked for."""
-    num_rows = weight_BV.shape[1] if video_N is None else len(video_N)
-    size = max(1, CHUNK // max(1, num_rows))
-    for start in range(0, len(weight_BV), size):
-        weight_CV = weight_BV[start : start + size].astype(np.float64)
-        yield weight_CV if video_N is None else weight_CV[:, video_N]
+def _chunks(weight_BN: Weights) -> Iterator[Float64s]:
+    """(C, N) weights of some resamples at a time."""
+    if isinstance(weight_BN, Resamples):
+        yield from weight_BN.chunks()
+        return
+    size = max(1, CHUNK // max(1, weight_BN.shape[1]))
+    for start in range(0, len(weight_BN), size):
+        yield weight_BN[start : start + size].astype(np.float64)
 
 
 def _is_called_fake(label_N: Ints, probability_N: Floats, threshold: float) -> npt.NDArray[np.bool_]:
@@ -320,11 +356,11 @@ def _bin(probability_N: Float64s, num_bins: int) -> Ints:
     return np.minimum((probability_N * num_bins).astype(np.int64), num_bins - 1)
 
 
-def _mean(value_N: npt.NDArray[np.generic], weight_BN: Weights) -> Float64s:
+def _mean(value_N: npt.NDArray[np.generic], weight_BN: Numbers) -> Float64s:
     return _divide(weight_BN @ value_N.astype(np.float64), weight_BN.sum(axis=1))
 
 
-def _divide(part: npt.NDArray[np.number], whole: npt.NDArray[np.number]) -> Float64s:
+def _divide(part: Numbers, whole: Numbers) -> Float64s:
     """NaN where there is nothing to divide by."""
     return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
 

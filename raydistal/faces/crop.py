@@ -61,7 +61,7 @@ def decode(image: bytes, size_px: int) -> Image:
 
 
 def decode_sizes(image: bytes, sizes_px: Sequence[int]) -> list[Image]:
-    """The same for networks of several sizes: read once."""
+    """As `decode`, for networks of several sizes: the image is read once."""
     bgr_HWC = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) if image else None
     if bgr_HWC is None:
         raise ValueError("the crop is not an image")

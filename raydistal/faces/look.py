@@ -56,7 +56,6 @@ def look(
     if not num_frames_seen:
         raise DecodeError(f"none of the {len(wanted_K)} sampled frames could be decoded")
     status, error = ("ok", None) if found else ("no_face", f"no face in {num_frames_seen} frames")
-    found.sort(key=lambda face: face.frame_index)
     return row(video_id, status, error, size_px, crops, num_frames_seen, found)
 
 

@@ -106,11 +106,12 @@ def read(location: str) -> Shared:
 
 def _check(videos: pa.Table, about: Mapping[str, Any]) -> None:
     """Raises ValueError or UserError unless all is as `share` writes it."""
-    faces = about["faces"]
+    faces, _ = about["faces"], dict(about["versions"])
     check_format(faces["crops"])
     if faces.get("equalize"):
         Equalizer.parse(faces["equalize"])
-    if faces["crops"] == "none" or not 32 <= int(faces["size_px"]) <= 1024 or not float(faces["margin"]) >= 0:
+    is_possible = faces["crops"] != "none" and faces["size_px"] in range(32, 1025) and faces["margin"] >= 0
+    if not is_possible or not isinstance(faces["detector"], str):
         raise ValueError(f"crops that cannot be: {faces}")
     if len(pc.unique(videos["video_id"])) < len(videos):
         raise ValueError("a video is in it twice")

@@ -40,7 +40,6 @@ def rebuild(path: str, shared: Mapping[str, Any], settings: Mapping[str, Any]) -
         found.append(Face(frame.index, frame.pts_s, box_4, score, image_HWC))
     if len(found) < len(wanted):
         raise DecodeError(f"{len(wanted) - len(found)} of its {len(wanted)} frames with faces could not be decoded")
-    found.sort(key=lambda face: face.frame_index)
     options = settings["size_px"], settings["crops"], shared["num_frames_seen"], found
     return _without_feature(row(shared["video_id"], "ok", None, *options))
 
@@ -58,7 +57,7 @@ def failed(video_id: str, status: str, error: str, settings: Mapping[str, Any]) 
 
 
 def _without_feature(made: pa.Table) -> pa.Table:
-    """In place of a feature, which nobody computes, a vector of one NaN: what needs features must not go unnoticed."""
+    """With a vector of one NaN as the feature, which nobody computes: whatever needs features must fail on it."""
     num = len(made["frame_index"][0])
     feature = list_column(np.full((num, 1), np.nan, np.float16), [num])
     return made.drop_columns(["pixels"]).append_column("feature", feature)

@@ -55,14 +55,9 @@ def list_sizes(folder: str) -> dict[str, int]:
     Raises:
         UserError: the folder is not there, is empty, or cannot be listed.
     """
-    filesystem, path = storage.resolve(folder)
-    try:
-        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-        sizes = {info.path[len(path) :].lstrip("/"): info.size for info in infos if info.type == fs.FileType.File}
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot list {folder}: a file name in it is not UTF-8. Rename it (convmv -t utf8).") from error
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error}. Point --videos at your copy of the dataset.") from error
+    names = storage.list_files(folder)
+    infos = zip(names, storage.infos(folder, names), strict=True)
+    sizes = {name: info.size for name, info in infos if info.type == fs.FileType.File}  # a link may lead nowhere
     if not sizes:
         raise UserError(f"there are no files in {folder}. Point --videos at your copy of the dataset.")
     return sizes

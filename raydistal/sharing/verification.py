@@ -46,7 +46,7 @@ def verdict(shared: Mapping[str, Any], faces: Mapping[str, Any] | None, size_px:
 
 
 def _exact_faces(shared: Mapping[str, Any], faces: Mapping[str, Any], size_px: int) -> list[bool]:
-    """For each shared face, whether it is there to the bit."""
+    """Whether each shared face is there, to the bit."""
     names = ("pts_s", "box_xyxy_px", "detection_score")
     values = zip(*(faces[name] for name in names), faces["crop"], strict=True)
     there = dict(zip(faces["frame_index"], values, strict=True))

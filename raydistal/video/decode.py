@@ -3,14 +3,18 @@
 Two passes over the packets (reading them costs about 2 % of decoding them). The first lists presentation times and key
 frames. The second skips every group of pictures (GOP) without a wanted frame, stops each GOP after its last wanted
 one, and lets the decoder drop frames that nothing refers to. Where a stream breaks the rules that this relies on (times
-absent or repeated, a frame that does not come out), everything is decoded instead. Only where a decoder conceals damage
-may pixels differ, as it borrows from frames that were skipped. Running out of memory is not damage to the file and is
-passed on (PyAV's MemoryError is an FFmpegError, too).
+absent or repeated, a frame that does not come out) or is damaged, everything is decoded instead: to conceal damage, a
+decoder borrows from frames that were skipped. Only what it then leaves in a picture as its memory was may differ, as it
+may between two full decodes. Running out of memory is not damage to the file and is passed on (PyAV's MemoryError is an
+FFmpegError, too).
 """
 
 import dataclasses
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from functools import cached_property
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +23,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.filter import Graph
+from av.sidedata.sidedata import SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
@@ -34,6 +41,8 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,mxf,ivf,h264,hevc,obu,m4v,mpegvideo,mjpeg,nut,gif,"
     "jpeg_pipe,png_pipe,bmp_pipe,webp_pipe,tiff_pipe"
 )
+NUM_SIDE_DATA_TYPES = 40  # at least those of FFmpeg 8, by number
+MAX_HELD = 16  # frames to wait for an earlier one: as many as H.264 and HEVC may reorder
 MAX_PIXELS = 8192 * 8192  # per frame; a header that claims more is not a video of a face
 
 
@@ -65,15 +74,50 @@ class Frame:
 
     @property
     def turns(self) -> int:
-        """Quarter turns, counter-clockwise as np.rot90 turns, that set the picture upright: 0 to 3.
+        """Quarter turns, counter-clockwise as np.rot90 turns, that set the picture upright: 0 to 3."""
+        degrees = self.picture.rotation  # out of range if the file's matrix has no angle, as one of zeros
+        return round(degrees / 90) % 4 if abs(degrees) <= 180 else 0
 
-        Mirrored pictures (EXIF orientations 2, 4, 5 and 7) come out wrong: PyAV gives the angle alone.
-        """
-        return round(self.picture.rotation / 90) % 4
+    @cached_property
+    def is_mirrored(self) -> bool:
+        """True if top and bottom change places before the turns (EXIF orientations 2, 4, 5 and 7)."""
+        try:
+            side_data = _side_data(self.picture)
+        except ValueError:
+            side_data = _side_data(_with_known_side_data(self.picture))
+        if "DISPLAYMATRIX" not in side_data:
+            return False
+        a, b, _, c, d = struct.unpack("=5i", bytes(side_data["DISPLAYMATRIX"])[:20])
+        return bool(a * d < b * c)
 
     def upright(self, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """An image in the picture's own orientation, turned upright: a view."""
+        image = image[::-1] if self.is_mirrored else image
         return np.rot90(image, self.turns) if self.turns else image
+
+
+def _side_data(picture: VideoFrame) -> SideDataContainer:
+    """Not `picture.side_data`: it and the picture refer to each other, and would not be freed when they are dropped."""
+    return SideDataContainer(picture)  # type: ignore[call-arg]
+
+
+def _with_known_side_data(picture: VideoFrame) -> VideoFrame:
+    """The picture, sharing its pixels, without side data of the types that PyAV does not know, such as EXIF.
+
+    PyAV lists no side data at all where one type is unknown.
+    """
+    graph = Graph()
+    source = graph.add_buffer(
+        width=picture.width,
+        height=picture.height,
+        format=picture.format,
+        time_base=picture.time_base or Fraction(1),
+    )
+    unknown = range(len(SideDataType), NUM_SIDE_DATA_TYPES)
+    filters = [graph.add("sidedata", f"mode=delete:type={number}") for number in unknown]
+    graph.link_nodes(source, *filters, graph.add("buffersink")).configure()
+    graph.vpush(picture)
+    return graph.vpull()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +162,7 @@ def decode_frames(path: str, index: PacketIndex, wanted_K: npt.NDArray[np.int64]
     wanted = {int(index.pts_N[i]): int(i) for i in np.sort(wanted_K)}
     if index.sparse:
         expected = iter(list(wanted.values()))
-        for frame in _in_order(_decode_sparse(path, index, wanted), index, wanted):
+        for frame in _wanted_frames(_decode_sparse(path, index, wanted), index, wanted):
             if frame.index != next(expected):
                 break  # one before it did not come out: damaged, or held back until an intra refresh was complete
             del wanted[int(index.pts_N[frame.index])]
@@ -132,6 +176,7 @@ def _decode_sparse(path: str, index: PacketIndex, wanted: dict[int, int]) -> Ite
     last_P = _last_packet_needed(index, is_wanted_P)
     with open_media(path) as (container, stream):
         codec = stream.codec_context
+        codec.options = {"err_detect": "explode"}  # damage is an error, not concealed
         skippable = codec.name in SKIPPABLE
         fresh = True  # the next picture is the first since the decoder started or was flushed
         for number, packet in enumerate(_packets(container, stream)):
@@ -179,7 +224,7 @@ def _last_packet_needed(index: PacketIndex, is_wanted_P: npt.NDArray[np.bool_]) 
 def _decode_all(path: str, index: PacketIndex, wanted: dict[int, int]) -> Iterator[Frame]:
     pictures = (picture for _, picture in _every_picture(path))
     if index.sparse:
-        yield from _in_order(pictures, index, wanted)
+        yield from _ascending(_wanted_frames(pictures, index, wanted))
         return
     last, wanted_indices = max(wanted.values()), set(wanted.values())
     for number, picture in enumerate(pictures):
@@ -189,11 +234,24 @@ def _decode_all(path: str, index: PacketIndex, wanted: dict[int, int]) -> Iterat
             return
 
 
-def _in_order(pictures: Iterator[VideoFrame], index: PacketIndex, wanted: dict[int, int]) -> Iterator[Frame]:
+def _wanted_frames(pictures: Iterator[VideoFrame], index: PacketIndex, wanted: dict[int, int]) -> Iterator[Frame]:
     for picture in pictures:
         number = wanted.get(picture.pts) if picture.pts is not None else None
         if number is not None:
             yield Frame(number, float(index.pts_s_N[number]), picture)
+
+
+def _ascending(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The frames in order, which damage may mix up; one that comes far too late, or again, is dropped."""
+    held: dict[int, Frame] = {}
+    last = -1
+    for frame in frames:
+        if frame.index > last:
+            held.setdefault(frame.index, frame)
+        if len(held) > MAX_HELD:
+            last = min(held)
+            yield held.pop(last)
+    yield from (held[index] for index in sorted(held))
 
 
 def _index_by_decoding(path: str) -> PacketIndex:

@@ -84,7 +84,7 @@ class Sandbox:
             raise ERRORS[outcome["status"]](outcome["message"])
 
     def _answers(self, request: bytes) -> Generator[pa.Table, None, dict[str, str]]:
-        """The tables; returns how it ended."""
+        """Yields the tables, and returns how the call ended."""
         left_s = self.timeout_s
         try:
             child = self._child or self._start()
@@ -159,7 +159,7 @@ class Sandbox:
 
 
 def _wait(pipe: IO[bytes], event: int, deadline: float) -> None:
-    """Until the pipe is ready. Raises TimeoutError. By poll: select cannot see files beyond the 1024th."""
+    """Waits until the pipe is ready. Raises TimeoutError. Uses poll, as select takes no file number above 1023."""
     poll = select.poll()
     poll.register(pipe, event)
     if not poll.poll(min(1000 * max(0.0, deadline - time.monotonic()), 1 << 30)):

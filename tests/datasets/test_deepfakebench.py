@@ -83,6 +83,26 @@ def test_lists_that_repeat_frames_share_groups(tree):
     assert len({entry.group for entry in entries}) == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (["1152039_A_001", "22_1152039_A_001", "1152039_22_B_000"], ["1152039", "1152039", "22"]),
+        (["M101_BlendShape_camera_down", "000_M101", "001_M101", "002_W004"], ["000", "000", "000", "002"]),
+        (["01__scene", "01_02__scene__AB", "id1_0000", "id0_id1_0003"], ["01", "01", "id1", "id0"]),
+        (["0017", "0017_fake", "aaqaifqrwn"], ["0017", "0017", "aaqaifqrwn"]),
+    ],
+)
+def test_people_and_sources_are_told_by_names(tree, names, groups):
+    media = [f"{name}/0.png" for name in names]
+    videos = {name: video("", path) for name, path in zip(names, media, strict=True)}
+    pair = {"001_002": video("", "001_002/0.png")}  # of another dataset, where numbers mean something else
+    contents = {"D": {"D_Fake": {"test": videos}}, "other": {"O": {"test": pair}}}
+    media.append("001_002/0.png")
+    texts = {f"dataset_json/{name}.json": json.dumps({name: content}) for name, content in contents.items()}
+    entries, _ = deepfakebench.read(tree(media, texts), [*texts, *media])
+    assert [entry.group for entry in entries] == [*(f"D/{group}" for group in groups), "other/001"]
+
+
 def test_dfdc_as_it_is_listed(tree):
     """The script lists train again as val, where it also leaves the label and frames of a test video."""
     train, test = ({name: video("DFDC_Real", f"DFDC/{name}/0.png")} for name in "ab")

@@ -11,8 +11,8 @@ FAKE = {"label": "fake", "set": "train", "target_id": 22, "swapped_id": 11, "aug
 LIST = {
     "original_videos/11/11_A_001.mp4": REAL,
     "original_videos/22/22_A_001.mp4": REAL | {"target_id": 22, "set": "train"},
-    "method_A/22/11/22_11_A_001.mp4": FAKE | {"source_video": "22_A_001.mp4"},
-    "method_B/33/11/33_11_C_002.mp4": FAKE | {"target_id": 33},
+    "method_A/22/22_A/11_22_A_001.mp4": FAKE | {"source_video": "22_A"},
+    "method_B/33/33_C/11_33_C_002.mp4": FAKE | {"target_id": 33},
 }
 
 
@@ -29,7 +29,7 @@ def test_official_layout_and_copies_with_videos(tree, places):
             Entry(path=places[2], label=1, group="22", method="method_A", original=places[1], split="train"),
         ],
         [
-            "1 videos of dataset.json are absent: method_B/33/11/33_11_C_002.mp4",
+            "1 videos of dataset.json are absent: method_B/33/33_C/11_33_C_002.mp4",
             "1 videos or images are not in dataset.json and are left out: method_A/other.mp4",
         ],
     )

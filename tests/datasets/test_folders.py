@@ -45,5 +45,27 @@ def test_every_place_a_video_may_lie():
     )
 
 
+def test_extracted_frames_are_in_the_group_of_their_video():
+    group_of = {
+        "real/a.mp4": "real/a.mp4",
+        "real/a.png": "real/a.mp4",
+        "real/a_frame-07.png": "real/a.mp4",
+        "real/frames/a/2.jpg": "real/a.mp4",
+        "real/ab.png": "real/ab.png",
+        "fake/a/1.png": "fake/a/1.png",
+        "fake/x/000.mp4": "fake/x/000.mp4",
+        "fake/y/000.mp4": "fake/y/000.mp4",
+        "fake/x/frames/000/1.png": "fake/x/000.mp4",
+        "fake/y/000_12.png": "fake/y/000.mp4",
+        "test/real/a/1.png": "test/real/a/1.png",
+    }
+    entries, warnings = folders.read("/data", list(group_of))
+    assert {entry.path: entry.group for entry in entries} == group_of
+    assert warnings == [
+        "5 images seem to be frames of videos that are listed as well; they are in the same group: "
+        "fake/x/frames/000/1.png, fake/y/000_12.png, real/a.png, real/a_frame-07.png, real/frames/a/2.jpg"
+    ]
+
+
 def test_no_match():
     assert not folders.matches(["real/notes.txt", "x.mp4", "really/x.mp4", "real"])

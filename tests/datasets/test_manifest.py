@@ -61,6 +61,7 @@ def test_a_file_has_one_name_however_it_is_written(tree, tmp_path):
     entries, warnings = read(root, "m.csv")
     assert [entry.path for entry in entries] == [*["a b.mp4"] * 4, f"{tmp_path}/c.mp4"]
     assert warnings == []
+    assert read(f"{tmp_path}/set/../set", "m.csv") == (entries, [])
     uri = f"file://{tmp_path}/set"
     (tmp_path / "set/m.csv").write_text(f"path\n{uri}/a b.mp4\na b.mp4\n")
     assert [entry.path for entry in read(uri, "m.csv")[0]] == ["a b.mp4"] * 2
@@ -88,6 +89,10 @@ def test_find(tree, tmp_path):
         ("path,label\na.mp4,1\na.mp4,maybe\n", r"m\.csv, row 2: unknown label 'maybe'"),
         ("path,label\n,1\n", r"m\.csv, row 1: the path is empty"),
         ("path,split\na.mp4,dev\n", r"m\.csv, row 1: unknown split 'dev'"),
+        (
+            "path,label,original\na.mp4,1,b.mp4\nb.mp4,0,a.mp4\n",
+            r"m\.csv, row 2: b\.mp4 is labelled real and has the original a\.mp4: leave that empty, or correct",
+        ),
         ("path,uri\na.mp4,b\n", r"several columns mean the same: \['path', 'uri'\]"),
     ],
 )

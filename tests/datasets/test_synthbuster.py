@@ -1,5 +1,8 @@
+import pytest
+
 from raydistal.datasets import layout, splits, synthbuster
 from raydistal.datasets.layout import Entry
+from raydistal.errors import UserError
 
 
 def test_fakes_are_paired_with_photographs_by_stem():
@@ -29,6 +32,26 @@ def test_fakes_are_paired_with_photographs_by_stem():
             "synthbuster/glide/preview.png",
         ],
     )
+
+
+def test_the_innermost_folder_that_tells_counts():
+    stem = "r000da54ft"
+    photograph, fake, other = files = [f"raise/png/{stem}.png", f"raise/Glide/768/{stem}.png", f"glide/real/{stem}.png"]
+    assert synthbuster.read("/data", [*files, f"photos/{stem}.tif"]) == (
+        [
+            Entry(path=photograph, label=0, group=stem),
+            Entry(path=fake, label=1, group=stem, method="Glide", original=f"photos/{stem}.tif"),
+            Entry(path=other, label=0, group=stem),
+            Entry(path=f"photos/{stem}.tif", label=0, group=stem),
+        ],
+        [],
+    )
+
+
+@pytest.mark.parametrize("path", ["photos/r000da54ft.png", "flux/r000da54ft.png", "r000da54ft.png"])
+def test_a_picture_of_unknown_origin_is_refused(path):
+    with pytest.raises(UserError, match=f"/data/{path} is in none of the folders dalle2, dalle3, .* photographs real"):
+        synthbuster.read("/data", ["RAISE/r000da54ft.TIF", path])
 
 
 def test_a_photograph_and_its_fakes_share_a_split():

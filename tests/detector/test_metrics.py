@@ -222,9 +222,14 @@ def test_a_threshold_needs_both_classes():
         choose_threshold(np.array([0, 1]), np.array([0.3, NAN]))
 
 
+def drawn(*arguments, **options):
+    """(B, V) weights, all at once."""
+    return np.concatenate(list(metrics.bootstrap_weights(*arguments, **options).chunks()))
+
+
 def test_resamples_are_of_whole_groups():
     groups = np.array(["b", "a", "c", "a", "b", "a"], object)
-    weight_BV = metrics.bootstrap_weights(groups, 500, 1)
+    weight_BV = drawn(groups, 500, 1)
     assert weight_BV.shape == (500, 6)
     for group in "abc":
         assert (weight_BV[:, groups == group] == weight_BV[:, groups == group][:, :1]).all()
@@ -233,8 +238,22 @@ def test_resamples_are_of_whole_groups():
     # 3 draws of 3: a group is out of it with probability (2/3)^3 = 0.296
     assert (per_group_BG == 0).mean() == pytest.approx(8 / 27, abs=0.03)
     order = np.random.default_rng(0).permutation(6)
-    np.testing.assert_array_equal(metrics.bootstrap_weights(groups[order], 500, 1), weight_BV[:, order])
-    assert (metrics.bootstrap_weights(groups, 500, 2) != weight_BV).any()
+    np.testing.assert_array_equal(drawn(groups[order], 500, 1), weight_BV[:, order])
+    assert (drawn(groups, 500, 2) != weight_BV).any()
+
+
+def test_resamples_are_never_all_in_memory(monkeypatch):
+    groups = np.array(["b", "a", "c", "a", "b", "a"], object)
+    whole_BV = drawn(groups, 20, 1)
+    first = np.bincount(np.random.default_rng(1).integers(3, size=3), minlength=3)  # of a, b and c
+    assert whole_BV[0].tolist() == first[[1, 0, 2, 0, 1, 0]].tolist()
+    monkeypatch.setattr(metrics, "CHUNK", 42)
+    weights = metrics.bootstrap_weights(groups, 20, 1, after_original=True)
+    assert [len(chunk_CV) for chunk_CV in weights.chunks()] == [1, 7, 7, 6]
+    np.testing.assert_array_equal(np.concatenate(list(weights.chunks())), [np.ones(6), *whole_BV])
+    mask = groups == "a"
+    for rows in (mask, np.array([5, 0, 0, 2])):
+        np.testing.assert_array_equal(np.concatenate(list(weights[:, rows].chunks()))[1:], whole_BV[:, rows])
 
 
 def problem(num_groups=30, seed=0, frames=(2, 5)):
@@ -256,7 +275,7 @@ def test_intervals_are_those_of_copies():
         label_V[video_N], probability_N, method_V[video_N], 0.45, video_N, weight_BV
     )
     draws = []
-    for weight_V in weight_BV:
+    for weight_V in drawn(group_V, 40, 3).astype(int):
         copied_N = np.repeat(np.arange(len(video_N)), weight_V[video_N])  # rows as often as their group was drawn
         label_M, probability_M, method_M = (
             label_V[video_N][copied_N],
@@ -296,7 +315,7 @@ def test_chunks_do_not_show(monkeypatch):
         assert row[2:] == pytest.approx(same[2:], rel=1e-12)  # sums of another order
     chunked_B = metrics.weighted_auc(label_V[video_N], probability_N, weight_BV[:, video_N])
     np.testing.assert_allclose(chunked_B, auc_B, rtol=1e-12)
-    expected = measure(label_V[video_N], probability_N, 0.5, weight_BV[:, video_N])
+    expected = measure(label_V[video_N], probability_N, 0.5, drawn(group_V, 50, 0)[:, video_N])
     np.testing.assert_allclose(auc_B, expected["auc"], rtol=1e-12)
     accuracy_B = metrics.weighted_accuracy(label_V[video_N], probability_N, 0.5, weight_BV[:, video_N])
     np.testing.assert_allclose(accuracy_B, expected["accuracy"], rtol=1e-12)

@@ -8,7 +8,8 @@ from raydistal.datasets.layout import video_id
 from raydistal.errors import UserError
 from raydistal.sharing import manifest
 
-ABOUT = {"format": manifest.FORMAT, "versions": {}, "faces": {"crops": "png", "size_px": 64, "margin": 0.3}}
+FACES = {"detector": "haar", "crops": "png", "size_px": 64, "margin": 0.3}
+ABOUT = {"format": manifest.FORMAT, "versions": {}, "faces": FACES}
 
 
 def row(number=0, **changes):
@@ -54,7 +55,15 @@ def test_what_others_send_is_checked(tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     "about",
-    [{}, ABOUT | {"format": "later"}, ABOUT | {"faces": {}}, ABOUT | {"faces": ABOUT["faces"] | {"crops": "none"}}],
+    [
+        {},
+        ABOUT | {"format": "later"},
+        ABOUT | {"faces": {}},
+        ABOUT | {"faces": FACES | {"crops": "none"}},
+        ABOUT | {"faces": FACES | {"size_px": "64"}},
+        ABOUT | {"faces": FACES | {"detector": None}},
+        {name: value for name, value in ABOUT.items() if name != "versions"},
+    ],
 )
 def test_other_files_are_refused(tmp_path, about):
     with pytest.raises(UserError, match=r"set\.parquet"):

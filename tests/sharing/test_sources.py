@@ -37,6 +37,8 @@ def test_list_sizes(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "d.mp4").write_bytes(b"4")
     (tmp_path / "copy" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "copy")
+    (tmp_path / "copy" / "lost").symlink_to(tmp_path / "absent")
     assert sources.list_sizes(str(tmp_path / "copy")) == {"deep/b c.mp4": 3, "empty": 0, "link/d.mp4": 1}
     (tmp_path / "nothing").mkdir()
     for name in ("nothing", "absent"):

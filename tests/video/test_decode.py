@@ -1,5 +1,6 @@
 """Sparse decoding gives the pixels of a full decode: the reference decodes everything and picks afterwards."""
 
+import gc
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from raydistal.errors import DecodeError
-from raydistal.video.decode import SKIPPABLE, _decode_sparse, decode_frames, read_index
+from raydistal.video.decode import MAX_HELD, SKIPPABLE, Frame, _ascending, _decode_sparse, decode_frames, read_index
 
 
 def full_decode(path):
@@ -102,23 +103,64 @@ def test_presentation_times(make_clip):
     assert [round(frame.pts_s - start, 3) for frame in frames] == [0, 0.01, 0.11, 0.12, 0.22]
 
 
-def set_rotation(path: Path, degrees: int) -> None:
-    """Writes a rotation into the track header of an MP4 (its 3 x 3 matrix, 16.16 fixed point)."""
+UPRIGHT = {  # by EXIF orientation, of a picture as it is stored
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, 3),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+# By orientation, the upper left of the display matrix: rows are where the stored x and y axes point.
+MATRICES = {1: (0, 0, 0, 0), 2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1)}  # of zeros: a broken one
+MATRICES |= {5: (0, 1, 1, 0), 6: (0, 1, -1, 0), 7: (0, -1, -1, 0), 8: (0, -1, 1, 0)}
+
+
+def set_orientation(path: Path, orientation: int) -> None:
+    """Writes a matrix into the track header of an MP4 (3 x 3, 16.16 fixed point)."""
     content = bytearray(path.read_bytes())
-    cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    a, b, c, d = (value << 16 for value in MATRICES[orientation])
     matrix = content.index(b"tkhd") + 4 + 40
-    content[matrix : matrix + 36] = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("degrees", "turns"), [(90, 3), (180, 2), (270, 1)])
-def test_rotated_video_comes_upright(make_clip, degrees, turns):
+@pytest.mark.parametrize("orientation", MATRICES)
+def test_turned_and_mirrored_video_comes_upright(make_clip, orientation):
     path = make_clip("clip.mp4", num_frames=12)
     stored = full_decode(path)
-    set_rotation(path, degrees)
+    set_orientation(path, orientation)
     (frame,) = decode_frames(str(path), read_index(str(path)), np.array([7]))
-    np.testing.assert_array_equal(frame.rgb(), np.rot90(stored[7][1], turns))
-    assert frame.luma().shape == frame.rgb().shape[:2]
+    np.testing.assert_array_equal(frame.rgb(), UPRIGHT[orientation](stored[7][1]))
+    assert frame.shape == frame.luma().shape == frame.rgb().shape[:2]
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_picture_with_exif_comes_upright(make_clip, orientation):
+    path = make_clip("clip.jpg", "mjpeg", pix_fmt="yuvj420p", num_frames=1)
+    stored = full_decode(path)[0][1]
+    directory = struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)  # one entry: the orientation, a short
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + directory
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:])
+    (frame,) = decode_frames(str(path), read_index(str(path)), np.array([0]))
+    np.testing.assert_array_equal(frame.rgb(), UPRIGHT[orientation](stored))
+    assert frame.shape == frame.luma().shape == frame.rgb().shape[:2]
+
+
+def test_frames_leave_the_memory_without_the_garbage_collector(make_clip):
+    path = str(make_clip("clip.mp4", num_frames=12))
+    gc.collect()
+    gc.disable()
+    try:
+        for frame in decode_frames(path, read_index(path), np.arange(12)):
+            assert frame.rgb().shape[:2] == frame.luma().shape
+        del frame
+        assert not any(isinstance(found, av.VideoFrame) for found in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
@@ -155,6 +197,32 @@ def full_decode_while_it_lasts(path):
             with suppress(av.FFmpegError):
                 for picture in stream.codec_context.decode(packet):
                     yield picture.pts, picture.to_ndarray(format="rgb24")
+
+
+def test_concealed_damage_looks_the_same_whatever_else_is_wanted(make_clip):
+    path = make_clip("clip.mp4", num_frames=36, options={"g": "12", "bf": "3"})
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][12]  # the second key frame
+    content = bytearray(path.read_bytes())
+    middle = packet.pos + packet.size // 2
+    content[middle : middle + 8] = bytes(8)
+    path.write_bytes(content)
+    index = read_index(str(path))
+    whole = {frame.index: frame.rgb() for frame in decode_frames(str(path), index, np.arange(36))}
+    assert {11, 17, 23} <= whole.keys()
+    for wanted in ([17], [11, 23]):
+        for frame in decode_frames(str(path), index, np.array(wanted)):
+            np.testing.assert_array_equal(frame.rgb(), whole[frame.index])
+
+
+def test_frames_that_a_decoder_mixes_up_come_in_order():
+    def ascending(*indices):
+        return [frame.index for frame in _ascending(Frame(index, 0.0, None) for index in indices)]
+
+    assert ascending(30, 32, 47, 33, 33, 31, 32, 35) == [30, 31, 32, 33, 35, 47]
+    late = [0, *range(2, MAX_HELD + 2)]
+    assert ascending(*late, 1) == [0, 1, *late[1:]]
+    assert ascending(*late, MAX_HELD + 4, 1, 2) == [*late, MAX_HELD + 4]
 
 
 def test_luma_is_the_brightness(make_clip):
