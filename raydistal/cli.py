@@ -13,6 +13,7 @@ import errno
 import functools
 import json
 import operator
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -97,7 +98,8 @@ def _subcommand(verb: Any) -> Any:
 def parse(arguments: Sequence[str] | None) -> Any:
     """The Config for a command line, or exit code 2. None: the command line of this process."""
     verbs = functools.reduce(operator.or_, map(_subcommand, VERBS))
-    return tyro.cli(verbs, prog="raydistal", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    how = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
+    return tyro.cli(verbs, prog="raydistal", description=__doc__, args=arguments, config=how)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,7 +117,7 @@ def run_script(config: type[Asked], run: Callable[[Asked], dict[str, Any]], desc
 
 def _run(parse: Callable[[], Asked], work: Callable[[Asked], dict[str, Any]]) -> None:
     try:
-        config = parse()
+        config = _parse_quietly(parse)
         out, sys.stdout = sys.stdout, sys.stderr  # Ray prints there why workers died, up to the end of the process
         with within(getattr(config, "budget", UNLIMITED)):
             summary = work(config)
@@ -141,4 +143,16 @@ def _run(parse: Callable[[], Asked], work: Callable[[Asked], dict[str, Any]]) ->
         sys.exit(1)
     print(json.dumps(summary), file=out)
     if summary.get("exact") is False:  # of verify
+        sys.exit(1)
+
+
+def _parse_quietly(parse: Callable[[], Asked]) -> Asked:
+    """What `parse` returns; exits quietly if the reader of the help stops early, as `head` does."""
+    try:
+        try:
+            return parse()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

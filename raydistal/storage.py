@@ -169,22 +169,40 @@ def list_files(location: str) -> list[str]:
         UserError: the folder cannot be listed.
     """
     filesystem, path = resolve(location)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return list(list_infos(location))
+    found = []
+    with _listing(location):
+        for folder, below, names in os.walk(path, onerror=_unless_absent, followlinks=True):
+            below[:] = [name for name in below if not _leads_back(posixpath.join(folder, name))]
+            found += [posixpath.relpath(posixpath.join(folder, name), path) for name in names]
+        "".join(found).encode()
+    return sorted(found)
+
+
+def list_infos(location: str) -> dict[str, fs.FileInfo]:
+    """As `list_files`, with size and time of the last change of each file, by the clock of the store."""
+    filesystem, path = resolve(location)
+    with _listing(location):
+        if isinstance(filesystem, fs.LocalFileSystem):  # its selector fails if a file vanishes
+            names = list_files(location)
+            found = dict(zip(names, infos(location, names), strict=True))
+        else:
+            selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
+            found = {info.path.removeprefix(f"{path}/"): info for info in filesystem.get_file_info(selector)}
+    return {name: found[name] for name in sorted(found) if found[name].type == fs.FileType.File}
+
+
+@contextmanager
+def _listing(location: str) -> Iterator[None]:
     try:
-        if isinstance(filesystem, fs.LocalFileSystem):  # pyarrow fails if a file vanishes while it lists
-            found = []
-            for folder, below, names in os.walk(path, onerror=_unless_absent, followlinks=True):
-                below[:] = [name for name in below if not _leads_back(posixpath.join(folder, name))]
-                found += [posixpath.relpath(posixpath.join(folder, name), path) for name in names]
-            "".join(found).encode()
-            return sorted(found)
-        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        yield
     except UnicodeEncodeError as error:
         raise UserError(
             f"cannot list {location}: a file name in it is not UTF-8. Rename it (convmv -t utf8)."
         ) from error
     except OSError as error:
         raise UserError(f"cannot list {location}: {error}. Check that it exists and that you may read it.") from error
-    return sorted(info.path.removeprefix(f"{path}/") for info in infos if info.type == fs.FileType.File)
 
 
 def sizes(location: str, names: Sequence[str]) -> list[int]:
@@ -201,15 +219,15 @@ def infos(location: str, names: Sequence[str]) -> list[fs.FileInfo]:
     The type of a file that is not there is NotFound.
 
     Raises:
-        OSError: the folder cannot be listed.
+        UserError: the folder cannot be listed.
     """
     filesystem, path = resolve(location)
     paths = [posixpath.join(path, name) for name in names]
-    if isinstance(filesystem, fs.LocalFileSystem):  # its selector fails if a file vanishes
+    if isinstance(filesystem, fs.LocalFileSystem):
         return list(filesystem.get_file_info(paths))
-    selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
-    found = {info.path: info for info in filesystem.get_file_info(selector)}  # a thousand per request, not one
-    return [found.get(path) or fs.FileInfo(path, fs.FileType.NotFound) for path in paths]
+    found = list_infos(location)  # a thousand per request, not one
+    there = (found.get(name) for name in names)
+    return [info or fs.FileInfo(path, fs.FileType.NotFound) for info, path in zip(there, paths, strict=True)]
 
 
 def refuse_credentials(option: str, location: str) -> None:

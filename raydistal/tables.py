@@ -209,7 +209,7 @@ def read_ledger(location: str, config: Config) -> pa.Table:
     writer.
 
     Raises:
-        UserError: the rows were made with another config (the message says what differs).
+        UserError: the rows were made with another config (the message says what differs), or a part is not ours.
     """
     files = storage.list_files(location)
     delete_parts(location, [name for name in files if name.startswith(".tmp-")])
@@ -227,9 +227,18 @@ def read_ledger(location: str, config: Config) -> pa.Table:
     empty = pa.schema([("video_id", pa.string()), ("status", pa.string())])
     with ThreadPoolExecutor(READERS) as pool:
         parts = [part for part in pool.map(read, part_names(location)) if part]
-    for made_with, name in {rows.schema.metadata[b"raydistal"]: name for name, rows in parts}.items():
-        refuse_other_config(location, name, json.loads(made_with), config)
+    distinct = {(rows.schema.metadata or {}).get(b"raydistal"): (name, rows.schema) for name, rows in parts}
+    for name, schema in distinct.values():
+        refuse_other_config(location, name, made_with(location, name, schema), config)
     return pa.concat_tables([rows.cast(empty) for _, rows in parts] or [empty.empty_table()])
+
+
+def made_with(location: str, name: str, schema: pa.Schema) -> dict[str, Any]:
+    """The config that a part carries. Raises UserError if it carries none, so that raydistal did not write it."""
+    try:
+        return dict(json.loads((schema.metadata or {})[b"raydistal"]))
+    except KeyError:
+        raise UserError(f"{storage.join(location, name)} was not written by raydistal. Move it elsewhere.") from None
 
 
 def refuse_other_config(location: str, name: str, old: Config, new: Config) -> None:

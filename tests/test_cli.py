@@ -42,6 +42,8 @@ def folders(tmp_path_factory, clip_writer):
 
 VERBS = [config.__module__.rsplit(".", 1)[1] for config in cli.RUNS]
 
+NAMED = {"detect": "VIDEOS", "status": "OUT", "compact": "TABLE", "submit": "COMMAND"}  # without an option's name
+
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_fits_80_columns(verb):
@@ -50,6 +52,14 @@ def test_help_fits_80_columns(verb):
     assert "usage: raydistal" in done.stdout
     lines = done.stdout.splitlines()
     assert max(len(line) for line in lines if not line.startswith("usage:")) <= 80
+    assert NAMED.get(verb, "") in done.stdout[: done.stdout.index("\n\n")]
+
+
+def test_help_that_is_not_read_to_its_end():
+    command = [str(Path(sys.executable).with_name("raydistal")), "extract", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        program.stdout.close()
+        assert program.stderr.read() == ""
 
 
 def test_version():

@@ -59,7 +59,9 @@ def exercise(root: str) -> None:
     storage.write_bytes(name, b"two")
     storage.write_bytes(storage.join(root, "b.bin"), bytes(3_000_000))
     assert storage.read_bytes(name) == b"two"
-    assert storage.list_files(root) == ["b.bin", "deep/name with spaces? é%20.bin"]
+    sizes = {"b.bin": 3_000_000, "deep/name with spaces? é%20.bin": 3}
+    assert storage.list_files(root) == list(sizes)
+    assert {name: info.size for name, info in storage.list_infos(root).items()} == sizes
     with storage.local_copy(name) as path:
         assert Path(path).read_bytes() == b"two"
         assert path.endswith(".bin")

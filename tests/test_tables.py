@@ -129,6 +129,14 @@ def test_ledger_refuses_other_settings_and_says_which(tmp_path):
     assert tables.read_ledger(location, CONFIG).num_rows == 1  # nothing was lost
 
 
+def test_ledger_refuses_what_others_wrote_and_keeps_it(tmp_path):
+    tables.write_part(str(tmp_path), statuses(("a", "ok")), CONFIG)
+    pa.parquet.write_table(pa.table({"a": [1]}), tmp_path / "part-0.parquet")
+    with pytest.raises(UserError, match=r"part-0\.parquet was not written by raydistal"):
+        tables.read_ledger(str(tmp_path), CONFIG)
+    assert (tmp_path / "part-0.parquet").exists()
+
+
 def test_drop_failed_keeps_the_rest(tmp_path):
     location = str(tmp_path / "faces")
     tables.write_part(location, statuses(("a", "ok"), ("b", "timeout"), ("c", "no_face")), CONFIG)

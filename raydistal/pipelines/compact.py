@@ -66,11 +66,11 @@ def run(config: Config) -> dict[str, Any]:
 
 def _made_with(location: str) -> tables.Config:
     """The settings of the table. Raises UserError if its parts cannot be merged."""
-    first = next(iter(tables.part_names(location)), None)
-    if first is None:
+    found = ((name, _schema(location, name)) for name in tables.part_names(location))
+    name, schema = next((one for one in found if one[1]), ("", None))
+    if schema is None:
         raise UserError(f"no table at {location}: give one such as RUN/faces")
-    filesystem, path = storage.resolve(storage.join(location, first))
-    schema = pq.read_schema(path, filesystem=filesystem)
+    made_with = tables.made_with(location, name, schema)
     if not {"video_id", "status"} <= set(schema.names):
         raise UserError(f"{location} is not a table of faces or scores: other tables have few parts anyway")
     teaching = storage.join(storage.parent(location), "teaching")
@@ -79,7 +79,16 @@ def _made_with(location: str) -> tables.Config:
             f"{teaching} says part by part what teachers said of {location}. Compact before raydistal teach; or delete "
             "it, compact, and run teach again."
         )
-    return dict(json.loads(schema.metadata[b"raydistal"]))
+    return made_with
+
+
+def _schema(location: str, name: str) -> pa.Schema | None:
+    """None of a part that is cut off, which `tables.read_ledger` removes."""
+    filesystem, path = storage.resolve(storage.join(location, name))
+    try:
+        return pq.read_schema(path, filesystem=filesystem)
+    except pa.ArrowInvalid:
+        return None
 
 
 def _small_ones(location: str, names: list[str], part_bytes: int) -> Iterator[list[str]]:

@@ -208,17 +208,16 @@ def _files(given: str) -> dict[str, fs.FileInfo]:
             return {place: info}
         if info.type != fs.FileType.Directory:
             raise UserError(f"no such file or folder: {given}")
-        names = storage.list_files(place)
-        ours = {posixpath.dirname(name) for name in names if posixpath.basename(name) == RESULT}
-        media = [name for name in names if layout.is_media(name) and posixpath.dirname(name) not in ours]
-        infos = storage.infos(place, media)
     except UnicodeEncodeError as error:
         raise UserError(f"a file name is not UTF-8: {given!r}. Rename it (convmv -t utf8).") from error
     except OSError as error:
         raise UserError(f"cannot read {given}: {error}. Check that it exists and that you may read it.") from error
+    infos = storage.list_infos(place)
+    ours = {posixpath.dirname(name) for name in infos if posixpath.basename(name) == RESULT}
+    media = [name for name in infos if layout.is_media(name) and posixpath.dirname(name) not in ours]
     if not media:
-        raise UserError(f"no video and no picture in {given}: it has {len(names)} files. A file named itself is tried.")
-    return {storage.join(place, name): info for name, info in zip(media, infos, strict=True)}
+        raise UserError(f"no video and no picture in {given}: it has {len(infos)} files. A file named itself is tried.")
+    return {storage.join(place, name): infos[name] for name in media}
 
 
 def _pending(videos: pa.Table, place: str) -> pa.Table:

@@ -58,6 +58,7 @@ def run(config: Config) -> dict[str, Any]:
         UserError: no such file or folder, or another set in the run folder.
     """
     from raydistal.sharing import manifest
+    from raydistal.sharing.sources import list_sizes
 
     began = time.monotonic()
     shared = manifest.read(config.manifest)
@@ -66,16 +67,19 @@ def run(config: Config) -> dict[str, Any]:
     faces = storage.absolute(storage.join(config.out, "faces"))
     with tables.sole_writer(faces) as claim:
         done = tables.read_ledger(faces, settings)  # refuses another set before anything is removed
-        storage.delete(storage.join(faces, tables.INFO))
-        if tables.drop_failed(faces, settings):
-            done = done.filter(pc.is_in(done["status"], pa.array(tables.FINAL)))
-        connect()
+        done = done.filter(pc.is_in(done["status"], pa.array(tables.FINAL)))
+        statuses = Counter(done["status"].to_pylist())
         pending = shared.videos.filter(pc.invert(pc.is_in(shared.videos["video_id"], done["video_id"])))
-        paths = _locate(config, pending) if len(pending) else []
+        if not len(pending) and tables.read_info(faces):
+            return _summary(faces, statuses, len(done), began)
+        sizes = list_sizes(config.videos)  # refuses a wrong folder, likewise
+        storage.delete(storage.join(faces, tables.INFO))
+        tables.drop_failed(faces, settings)
+        connect()
+        paths = _locate(config, pending, sizes)
         uris = pa.array([storage.join(storage.absolute(config.videos), path) for path in paths], pa.string())
         pending = pending.append_column("uri", uris)
         _write_videos(config.out, shared, pending)
-        statuses = Counter(done["status"].to_pylist())
         stage = partial(rebuild_stage, config=config, settings=settings, claim=claim)
         with Progress("materialize", len(pending), unit="videos") as progress:
             for written in on_all_cpus(in_blocks(pending, num_cpus()), stage, config.budget.max_nodes):
@@ -85,15 +89,18 @@ def run(config: Config) -> dict[str, Any]:
         claim.check()
         info = {"counts": dict(statuses.most_common()), "seconds": time.monotonic() - began}
         tables.write_info(faces, settings, num_rows=statuses.total(), num_new=len(pending), **info)
-    counts = {"videos": statuses.total(), **statuses, "done_before": len(done)}
+    return _summary(faces, statuses, len(done), began)
+
+
+def _summary(faces: str, statuses: Counter[str], num_before: int, began: float) -> dict[str, Any]:
+    counts = {"videos": statuses.total(), **statuses, "done_before": num_before}
     return counts | {"seconds": round(time.monotonic() - began, 1), "table": faces}
 
 
-def _locate(config: Config, pending: pa.Table) -> list[str]:
-    """The path in the copy of each row's file, or where it should be."""
-    from raydistal.sharing.sources import candidates, list_sizes, locate
+def _locate(config: Config, pending: pa.Table, sizes: dict[str, int]) -> list[str]:
+    """The path in the copy, of whose files these are the sizes, of each row's file, or where it should be."""
+    from raydistal.sharing.sources import candidates, locate
 
-    sizes = list_sizes(config.videos)
     unknown = candidates(pending, sizes)
     digests: dict[str, str] = {}
     if unknown:

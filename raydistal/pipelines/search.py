@@ -36,7 +36,7 @@ from raydistal.search.agenda import Agenda, Row, Trial
 from raydistal.search.space import Point
 
 if TYPE_CHECKING:
-    from raydistal.search.findings import Judge
+    from raydistal.search.findings import Criteria
     from raydistal.search.strategies import Bisection, Strategy
 
 TUNE_FOLDER = "ray-tune"
@@ -165,7 +165,7 @@ def run(config: Config) -> dict[str, Any]:
         _keep_ranking(config, videos)
         _teach(config)
         job = _job(config, videos.filter(pc.equal(videos["split"], "val")))
-        agenda, bisection, judge = _agenda(config, job, known)
+        agenda, bisection, criteria = _agenda(config, job, known)
         storage.delete(storage.join(place, tables.INFO))
         if not agenda.is_finished:
             _sweep(config, job, agenda, lambda row: _write_row(place, row, settings, claim))
@@ -175,7 +175,7 @@ def run(config: Config) -> dict[str, Any]:
                 f"none of {len(rows)} trials came to an end. The first one: {rows[0]['error'] or 'stopped'}"
             )
         info = summarize(rows, config.metric, config.objectives())
-        info["bisect"] = answer(bisection, judge, config.bisected()) if bisection else None
+        info["bisect"] = answer(bisection, criteria, config.bisected()) if bisection else None
         tables.write_info(
             place, settings, num_rows=len(tables.part_names(place)), **_about(config, videos, rows), **info
         )
@@ -217,7 +217,10 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
     from raydistal.detector.examples import fingerprint, list_faces
     from raydistal.features.backbones import state_digest
 
-    config.training.check([config.architecture])
+    detector = zoo.create(config.architecture, config.training.weights, input_px=config.training.input_px)
+    recipe = config.training.to_train(config.data, "", config.architecture).full_recipe()
+    if recipe.greedy:
+        detector.groups()  # refused here, not in every trial
     train, val = (videos.filter(pc.equal(videos["split"], split)) for split in ("train", "val"))
     train_faces, val_faces = (list_faces(config.data, some) for some in (train, val))
     if 0 in tables.count_classes(val_faces["label"]):
@@ -227,8 +230,6 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
     num_groups = len(set(val["group_id"].to_pylist()))
     if config.strategy == "bisect" and config.bisected() == "data" and num_groups < MIN_GROUPS:
         raise UserError(f"val has {num_groups} groups; to tell shares of data apart, at least {MIN_GROUPS} are needed")
-    detector = zoo.create(config.architecture, config.training.weights, input_px=config.training.input_px)
-    recipe = config.training.to_train(config.data, "", config.architecture).full_recipe()
     teaching = dataclasses.asdict(config.teaching) if config.teaching.teachers else {}
     return {
         "architecture": config.architecture,
@@ -248,7 +249,7 @@ def _read_rows(place: str, settings: dict[str, Any]) -> list[Row]:
     rows: list[Row] = []
     names = tables.part_names(place)
     for name, table in zip(names, tables.read_parts(place, names), strict=True):
-        tables.refuse_other_config(place, name, json.loads(table.schema.metadata[b"raydistal"]), settings)
+        tables.refuse_other_config(place, name, tables.made_with(place, name, table.schema), settings)
         rows += table.to_pylist()
     return rows
 
@@ -296,10 +297,10 @@ def _keep_ranking(config: Config, videos: pa.Table) -> None:
 # --- which trials
 
 
-def _agenda(config: Config, job: Job, known: list[Row]) -> "tuple[Agenda, Bisection | None, Judge]":
+def _agenda(config: Config, job: Job, known: list[Row]) -> "tuple[Agenda, Bisection | None, Criteria]":
     """What to run, given the rows of earlier runs; failed trials, and some that were stopped early, are run again."""
     from raydistal.detector import checkpoint
-    from raydistal.search.findings import Judge
+    from raydistal.search.findings import Criteria
     from raydistal.search.strategies import Bisection, Sampled
 
     ours = [row for row in known if row["seed"] < config.seeds and _is_of(config, Trial.of(row).point)]
@@ -307,8 +308,8 @@ def _agenda(config: Config, job: Job, known: list[Row]) -> "tuple[Agenda, Bisect
     rows = {row["trial"]: row for row in ours if is_final[row["status"]]}
     names = ("out", "architecture", "metric", "floor", "margin")
     options = {name: getattr(config, name) for name in names}
-    judge = Judge(rows=rows, num_seeds=config.seeds, val=job.val, **options)
-    strategy = _strategy(config, judge, seed=len(ours))
+    criteria = Criteria(rows=rows, num_seeds=config.seeds, val=job.val, **options)
+    strategy = _strategy(config, criteria, seed=len(ours))
     agenda = Agenda(
         strategy,
         config.seeds,
@@ -317,7 +318,7 @@ def _agenda(config: Config, job: Job, known: list[Row]) -> "tuple[Agenda, Bisect
         lambda stage: checkpoint.exists(job.place(stage)),
         first=[Trial.of(row).point for row in ours] if isinstance(strategy, Sampled) else (),
     )
-    return agenda, strategy if isinstance(strategy, Bisection) else None, judge
+    return agenda, strategy if isinstance(strategy, Bisection) else None, criteria
 
 
 def _is_of(config: Config, point: Point) -> bool:
@@ -328,7 +329,7 @@ def _is_of(config: Config, point: Point) -> bool:
     return spaces.contains(space, config.defaults() | {name: point[name] for name in ("data", "set")}, point)
 
 
-def _strategy(config: Config, judge: "Judge", seed: int) -> "Strategy":
+def _strategy(config: Config, criteria: "Criteria", seed: int) -> "Strategy":
     from raydistal.search.strategies import Bisection, Grid, Sampled
 
     space, fixed = config.parsed(), config.defaults()
@@ -341,11 +342,11 @@ def _strategy(config: Config, judge: "Judge", seed: int) -> "Strategy":
     fixed |= {one.name: one.low for one in space if one is not varied}
     points: list[Point] = [fixed | {varied.name: value} for value in varied.steps(STEPS)]
     if varied.name == "prune":
-        return Bisection(points, lambda point: judge.by_floor(point)["holds"])
+        return Bisection(points, lambda point: criteria.by_floor(point)["holds"])
     full = fixed | {"data": 1.0}
     return Bisection(
         [point for point in reversed(points) if point != full],
-        lambda point: judge.by_test(point, full, "full")["holds"],
+        lambda point: criteria.by_test(point, full, "full")["holds"],
         references=[full],
         controls=lambda point: [point | {"set": "random"}],
     )

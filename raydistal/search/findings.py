@@ -1,7 +1,7 @@
 """Results of a search's trials, in numbers and in words: which points hold, and which are worth having."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ Said = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class Criteria:
     """Decides for a bisection whether a point holds."""
 
     out: str
@@ -47,6 +47,8 @@ class Judge:
     metric: Metric
     floor: float
     margin: float
+    _tried: dict[str, list[Tried]] = field(default_factory=dict, init=False)
+    """By `key(point)`, as their scores are files."""
 
     def by_floor(self, point: Point) -> Said:
         """Whether the mean over seeds, on the faces of val, is at least the floor."""
@@ -82,6 +84,13 @@ class Judge:
         return [self.rows[Trial(point, seed).id] for seed in range(self.num_seeds)]
 
     def _draws(self, point: Point, metric: Metric) -> Draws:
+        if (id := key(point)) not in self._tried:
+            self._tried[id] = self._read(point)
+        label_V, group_V = self.val["label"].to_numpy(), self.val["group_id"].to_numpy()
+        value_SB = measure(metric, label_V, self._tried[id], resampled_weights(group_V))
+        return mean_over_seeds(value_SB, count_groups(metric, label_V, group_V), id)
+
+    def _read(self, point: Point) -> list[Tried]:
         tried = []
         for row in self._rows(point):
             scores = tables.read_table(storage.join(self.out, "scores", row["trial"]), "search")
@@ -89,9 +98,7 @@ class Judge:
             threshold = checkpoint.read_about(row["detector"])["threshold"]["video"]
             probability_V = scores["probability"].take(place_V).to_numpy()
             tried.append(Tried(row=dict(row), threshold=threshold, probability_V=probability_V))
-        label_V, group_V = self.val["label"].to_numpy(), self.val["group_id"].to_numpy()
-        value_SB = measure(metric, label_V, tried, resampled_weights(group_V))
-        return mean_over_seeds(value_SB, count_groups(metric, label_V, group_V), key(point))
+        return tried
 
 
 def summarize(rows: Sequence[Row], metric: Metric, objectives: Mapping[str, bool]) -> Said:
@@ -124,18 +131,19 @@ def summarize(rows: Sequence[Row], metric: Metric, objectives: Mapping[str, bool
     }
 
 
-def answer(bisection: Bisection, judge: Judge, varied: str) -> Said:
+def answer(bisection: Bisection, criteria: Criteria, varied: str) -> Said:
     """The answer of a bisection, in numbers and in words, and its evidence."""
     step, references = bisection.step, bisection.references
     value = {number: float(bisection.points[number][varied]) for number in bisection.judged}
     is_prune = varied == "prune"
     evidence = [
-        judge.by_floor(bisection.points[number])
+        criteria.by_floor(bisection.points[number])
         if is_prune
-        else judge.by_test(bisection.points[number], references[0], "full")
+        else criteria.by_test(bisection.points[number], references[0], "full")
         for number in sorted(value, key=value.__getitem__)
     ]
-    what = f"keeps {judge.metric} at {judge.floor:g} or more" if is_prune else "is non-inferior to all of the data"
+    floor = f"keeps {criteria.metric} at {criteria.floor:g} or more"
+    what = floor if is_prune else "is non-inferior to all of the data"
     kind = "prune ratio" if is_prune else "share of the data"
     said = [f"No {kind} that was tried {what}."]
     if any(one["verdict"] == "cannot tell" for one in evidence):
@@ -145,7 +153,7 @@ def answer(bisection: Bisection, judge: Judge, varied: str) -> Said:
         said[0] = f"{value[step.answer]:g} is the {'largest' if is_prune else 'smallest'} {kind} that {what}."
         if references:
             found = bisection.points[step.answer]
-            versus_random = judge.by_test(found, found | {"set": "random"}, "random")
+            versus_random = criteria.by_test(found, found | {"set": "random"}, "random")
             said.append(versus_random["text"])
     for number in step.contradictions:
         said.append(

@@ -19,6 +19,7 @@ from raydistal.errors import UserError
 Value = int | float | str
 Point = dict[str, Value]
 
+MAX_POINTS = 100_000  # of a space of values, which are held in memory
 HOW = "Write NAME=VALUE,VALUE... or NAME=LOW..HIGH, or LOW..HIGH:STEP"
 
 
@@ -78,7 +79,8 @@ def parse(texts: Sequence[str]) -> Space:
     """`alpha=0,0.25,1 prune=0.2..0.6 data=0.2..1:0.2`, one text per dimension.
 
     Raises:
-        UserError: nothing to vary, an unknown dimension or one that is named twice, or values that it cannot have.
+        UserError: nothing to vary, an unknown dimension or one that is named twice, values that it cannot have, or more
+            than MAX_POINTS points.
     """
     if not texts:
         raise UserError(f"name what to vary: --space alpha=0,0.25,0.5 prune=0.2..0.6. {HOW}.")
@@ -86,6 +88,7 @@ def parse(texts: Sequence[str]) -> Space:
     names = [dimension.name for dimension in space]
     if doubled := {name for name in names if names.count(name) > 1}:
         raise UserError(f"--space names {min(doubled)} twice")
+    _check_number(math.prod(len(dimension.values) or 1 for dimension in space), " ".join(texts))
     return space
 
 
@@ -116,7 +119,14 @@ def _stepped(name: str, low: float, high: float, step: str) -> tuple[float, ...]
     low_, high_, step_ = (Decimal(str(one)) for one in (low, high, step))  # as decimals: 0.2 + 0.1 is 0.3
     if not 0 < step_ <= high_ - low_:
         raise ValueError
-    return tuple(_number(name, str(low_ + number * step_)) for number in range(int((high_ - low_) / step_) + 1))
+    num = int((high_ - low_) / step_) + 1
+    _check_number(num, f"{name}={low:g}..{high:g}:{step}")
+    return tuple(_number(name, str(low_ + number * step_)) for number in range(num))
+
+
+def _check_number(num_points: int, text: str) -> None:
+    if num_points > MAX_POINTS:
+        raise UserError(f"--space {text} has more than {MAX_POINTS} points: use larger steps")
 
 
 def _number(name: str, text: str) -> float:

@@ -7,7 +7,7 @@ name of an upload is only a string in the JSON answers.
 import asyncio
 import importlib.resources
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,6 +17,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -53,8 +54,14 @@ PROBLEMS: dict[int, str] = {
 }
 
 
-def make(jobs: Jobs, about: answers.About) -> ASGIApp:
-    """The whole app. Serves `jobs`; `about` is the answer of /api/about."""
+def make(jobs: Jobs, about: answers.About, allowed_hosts: Sequence[str] = ()) -> ASGIApp:
+    """The whole app.
+
+    Args:
+        jobs: what it serves.
+        about: the answer of /api/about.
+        allowed_hosts: as in `settings.App`; none: any.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -72,6 +79,7 @@ def make(jobs: Jobs, about: answers.About) -> ASGIApp:
         lifespan=lifespan,
         exception_handlers={RequestValidationError: _on_wrong_parameter, Exception: _on_bug},
     )
+    api.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts or ["*"], www_redirect=False)
     _add_upload(api, jobs)
     _add_results(api, jobs)
     _add_rest(api, about)

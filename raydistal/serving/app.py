@@ -124,7 +124,7 @@ class Web:
         self, app: App, name: str, about: dict[str, Any], num_examiners: int, examiner: DeploymentHandle[Any]
     ) -> None:
         told = examine.describe(name, about, app.settings())
-        limits = dataclasses.asdict(app.limits)
+        self.allowed_hosts, limits = app.allowed_hosts, dataclasses.asdict(app.limits)
         self.about = answers.About(
             detector=told["detector"],
             protocol=told["protocol"],
@@ -137,7 +137,7 @@ class Web:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray Serve calls this to get the ASGI app."""
-        return api.make(self.jobs, self.about)
+        return api.make(self.jobs, self.about, self.allowed_hosts)
 
     async def _examine(self, path: Path, name: str) -> AsyncGenerator[Message, None]:
         """The messages of an Examiner. Raises LostError if it is gone."""
@@ -154,7 +154,8 @@ class Web:
             messages.cancel()
 
     def __del__(self) -> None:
-        self.folder.remove()
+        if hasattr(self, "folder"):  # it came so far
+            self.folder.remove()
 
 
 def _to_object_store(path: Path) -> "ray.ObjectRef[npt.NDArray[np.uint8]]":
@@ -199,7 +200,8 @@ class Examiner:
             yield result
 
     def __del__(self) -> None:
-        self.folder.remove()
+        if hasattr(self, "folder"):  # it came so far
+            self.folder.remove()
 
 
 def _ask(method: Any, crops_NHWC: Crops) -> npt.NDArray[np.float32]:

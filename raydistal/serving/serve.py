@@ -1,5 +1,6 @@
 """serve: runs the web app until it is told to stop."""
 
+import dataclasses
 import logging
 import os
 import socket
@@ -7,14 +8,19 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from raydistal import storage
 from raydistal.errors import UserError
 from raydistal.pipelines.connection import connect
 from raydistal.serving.settings import App
 
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationStatusOverview
+
 NAME = "raydistal"
 OPEN_TO_ALL = ("0.0.0.0", "::")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +53,11 @@ def run(config: Config) -> dict[str, Any]:
     """Serves on the Ray cluster until Ctrl-C or SIGTERM, then stops what it started.
 
     Raises:
-        UserError: as `check`, or the cluster already runs Ray Serve.
+        UserError: as `check`, the cluster already runs Ray Serve, or the app does not start there.
     """
     check(config)
+    # Ray Serve's controller ends amid the call that is to end it, of which Ray would tell.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"ServeController\.graceful_shutdown")
     connect()
     from ray import serve
 
@@ -62,11 +70,14 @@ def run(config: Config) -> dict[str, Any]:
     from raydistal.serving import app
 
     began = time.monotonic()
-    application = app.bind(config.app)
+    application = app.bind(_for_all_nodes(config))
     http = {"host": config.host, "port": config.port}
-    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=app.QUIET)
     try:
-        serve.run(application, name=NAME, route_prefix="/")
+        try:
+            serve.start(proxy_location="HeadOnly", http_options=http, logging_config=app.QUIET)
+            serve.run(application, name=NAME, route_prefix="/")
+        except (RuntimeError, TimeoutError) as error:
+            raise UserError(_why(error, serve.status().applications.get(NAME))) from error
         host = socket.gethostname() if config.host in OPEN_TO_ALL else config.host
         url = f"http://{f'[{host}]' if ':' in host else host}:{config.port}/"
         if config.host in OPEN_TO_ALL:
@@ -79,6 +90,23 @@ def run(config: Config) -> dict[str, Any]:
     finally:
         serve.shutdown()
     return {"url": url, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _why(error: Exception, status: "ApplicationStatusOverview | None") -> str:
+    """Why the app did not start: the last line of what a deployment that failed says, else of the error."""
+    name, text = "Ray Serve", str(error)
+    for deployment, told in status.deployments.items() if status else ():
+        if told.status == "DEPLOY_FAILED":
+            name, text = deployment, told.message
+    line = text.strip().splitlines()[-1].removeprefix("raydistal.errors.UserError: ")
+    return f"the app did not start. {name}: {line}"
+
+
+def _for_all_nodes(config: Config) -> App:
+    """The app, without what only this process knows: its folder, and on which address it is to listen."""
+    own_names = ("127.0.0.1", "localhost", "[::1]") if config.host in LOOPBACK else ()
+    hosts = config.app.allowed_hosts or own_names
+    return dataclasses.replace(config.app, detector=storage.absolute(config.app.detector), allowed_hosts=hosts)
 
 
 def _check_port(host: str, port: int) -> None:

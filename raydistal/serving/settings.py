@@ -1,6 +1,7 @@
 """Settings of the app: by options of `raydistal serve`, or by `args` of a Ray Serve config file."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -61,9 +62,15 @@ class App:
     """Most videos examined at once, each on one CPU. 0: as many as the cluster has CPUs now."""
     scorers: int = 1
     """Most replicas of the detector."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that people ask for it by: app.example.org, *.example.org or *. Default: any; on 127.0.0.1, only that and
+    localhost, so that no page of another site can pretend to be the app's own (DNS rebinding)."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        for host in self.allowed_hosts:
+            if not re.fullmatch(r"\*|(\*\.)?[^*:/\[\]]+|\[[0-9a-fA-F:.]+\]", host):
+                raise UserError(f"--allowed-hosts {host}: give names without scheme and port, such as app.example.org")
         if self.examiners < 0 or self.scorers < 1:
             raise UserError("need --examiners of 0 or more and --scorers of at least 1")
 

@@ -26,6 +26,12 @@ def write_parts(location, num_parts, config=CONFIG):
         tables.write_part(location, pa.table({"video_id": ids, "status": ["ok", "no_face"]}), config)
 
 
+def write_foreign(location, name="0"):
+    """As Spark and others name theirs."""
+    Path(location).mkdir(exist_ok=True)
+    pq.write_table(pa.table({"a": [1]}), Path(location, f"part-{name}.parquet"))
+
+
 def ids_of(location):
     return sorted(tables.read_table(location, "extract", ["video_id"])["video_id"].to_pylist())
 
@@ -144,6 +150,8 @@ def test_a_reader_that_comes_when_it_is_done(tmp_path, monkeypatch):
         (lambda run: None, "no table at"),
         (lambda run: tables.write_table(f"{run}/faces", pa.table({"rank": [1]}), {}), "not a table of faces or scores"),
         (lambda run: (write_parts(f"{run}/faces", 3), write_parts(f"{run}/faces", 2, {"crops": "none"})), "crops: "),
+        (lambda run: write_foreign(f"{run}/faces"), "part-0.parquet was not written by raydistal"),
+        (lambda run: (write_parts(f"{run}/faces", 2), write_foreign(f"{run}/faces", "z")), "part-z.parquet was not"),
     ],
 )
 def test_refused(tmp_path, make, message):
@@ -152,6 +160,14 @@ def test_refused(tmp_path, make, message):
     with pytest.raises(UserError, match=message):
         compact.run(compact.Config(table=f"{tmp_path}/faces"))
     assert storage.list_files(str(tmp_path)) == before
+
+
+def test_a_part_that_is_cut_off_is_removed(tmp_path):
+    location = tmp_path / "faces"
+    write_parts(str(location), 3)
+    (location / "part-0.parquet").write_bytes(b"half a part")
+    assert compact.run(compact.Config(table=str(location)))["parts"] == 1
+    assert len(ids_of(str(location))) == 6
 
 
 def test_faces_that_teachers_have_spoken_of_are_refused(tmp_path, write_run):

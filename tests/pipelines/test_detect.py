@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pyarrow.csv as pacsv
 import pytest
+from pyarrow import fs
 
 from raydistal import schemas, storage, tables
 from raydistal.datasets import synthetic
@@ -246,9 +247,11 @@ def test_stopped_in_the_middle(media, detectors, tmp_path, monkeypatch):
     assert not list(Path(asked.out, "results").glob(".tmp-*"))
 
 
-def test_on_an_object_store(media, detectors, s3):
+def test_on_an_object_store(media, detectors, s3, monkeypatch):
     for path in (*media.glob("*.png"), *media.glob("wall.mp4"), *(detectors / "onnx").glob("*.*")):
         storage.write_bytes(f"{s3}/{path.parent.name}/{path.name}", path.read_bytes())
+    listed, real = [], fs.FileSelector
+    monkeypatch.setattr(fs, "FileSelector", lambda path, **options: listed.append(path) or real(path, **options))
     asked = detect.Config(videos=(f"{s3}/{media.name}",), detector=f"{s3}/onnx", out=f"{s3}/out", examination=PLAIN)
     summary = detect.run(asked)
     rows = verdicts(f"{s3}/out")
@@ -257,6 +260,7 @@ def test_on_an_object_store(media, detectors, s3):
     assert set(storage.list_files(folder)) == {"face-1.jpg", "timeline.csv", "verdict.json"}
     assert json.loads(storage.read_bytes(f"{folder}/verdict.json"))["video"]["name"] == "face.png"
     assert storage.exists(summary["csv"])
+    assert sum(path.endswith(media.name) for path in listed) == 1
     assert detect.run(asked)["done_before"] == 2
 
 

@@ -11,7 +11,7 @@ import torch
 from raydistal import schemas, tables
 from raydistal.compression import counting
 from raydistal.compression.teaching import Teaching
-from raydistal.detector import checkpoint, runtime
+from raydistal.detector import checkpoint, runtime, zoo
 from raydistal.errors import UserError
 from raydistal.faces import crop
 from raydistal.pipelines import search
@@ -196,10 +196,13 @@ def test_what_is_refused(tmp_path, changes, told):
         config(tmp_path, **changes)
 
 
-def test_other_settings_are_refused_before_any_work(made, tmp_path):
+def test_other_settings_are_refused_before_any_work(made, tmp_path, monkeypatch):
     job_config = config(made, out=str(tmp_path))
     videos = tables.read_table(f"{made}/videos", "index")
+    networks, create = [], zoo.create
+    monkeypatch.setattr(zoo, "create", lambda name, *how, **more: networks.append(name) or create(name, *how, **more))
     settings = search._settings(job_config, videos)
+    assert len(networks) == 1
     row = {"trial": "t", "status": "ok", "seed": 0, **POINT, "epochs": 1, "images": 1}
     row |= {"seconds": 1.0, "cpu_seconds": 1.0, "gpu_seconds": 0.0}
     with tables.sole_writer(f"{tmp_path}/trials") as claim:

@@ -84,6 +84,21 @@ def test_the_file_is_the_same_each_time_and_tells_neither_faces_nor_places(sent)
     assert shared.about["versions"] == tables.versions()
 
 
+def test_what_needs_no_cluster(sent, tmp_path, no_cluster):
+    no_cluster(materialize)
+    shared = manifest.read(str(sent / "set.parquet"))
+    settings = shared.about["faces"] | {"backbone": "none", "manifest": shared.digest}
+    done = shared.videos.select(["video_id"]).append_column("status", pa.array(["ok"] * 7))
+    for out, num in (("all", 7), ("some", 3)):
+        tables.write_part(f"{tmp_path}/{out}/faces", done[:num], settings)
+        tables.write_info(f"{tmp_path}/{out}/faces", settings)
+    asked = materialize.Config(manifest=str(sent / "set.parquet"), videos="/no/such", out=f"{tmp_path}/all")
+    assert materialize.run(asked)["done_before"] == 7
+    with pytest.raises(UserError, match="Point --videos at your copy"):
+        materialize.run(dataclasses.replace(asked, out=f"{tmp_path}/some"))
+    assert tables.read_info(f"{tmp_path}/some/faces")
+
+
 def test_a_run_is_rebuilt_from_another_copy(sent, tmp_path, clip_writer):
     copy, run = tmp_path / "bob" / "copy", tmp_path / "run"
     shutil.copytree(sent / "data", copy)

@@ -7,7 +7,7 @@ import pytest
 from raydistal import tables
 from raydistal.detector import checkpoint
 from raydistal.search.agenda import Trial
-from raydistal.search.findings import Judge, answer, summarize
+from raydistal.search.findings import Criteria, answer, summarize
 from raydistal.search.strategies import Bisection
 
 POINT = {"set": "ranking", "data": 1.0, "prune": 0.0, "bits": 32}
@@ -21,7 +21,7 @@ def row_of(point, seed=0, status="ok", accuracy=0.9, size_mb=4.0, **values):
     return {"trial": trial.id, "seed": seed, **trial.point, **told, **values}
 
 
-def judge_of(rows, num_seeds=1, out="", **options):
+def criteria_of(rows, num_seeds=1, out="", **options):
     val = pa.table(
         {
             "video_id": [f"v{number}" for number in range(NUM_VIDEOS)],
@@ -30,7 +30,7 @@ def judge_of(rows, num_seeds=1, out="", **options):
         }
     )
     how = {"architecture": "net", "metric": "accuracy", "floor": 0.9, "margin": 0.05} | options
-    return Judge(out=out, rows={row["trial"]: row for row in rows}, num_seeds=num_seeds, val=val, **how)
+    return Criteria(out=out, rows={row["trial"]: row for row in rows}, num_seeds=num_seeds, val=val, **how)
 
 
 def test_summary_by_hand():
@@ -67,11 +67,11 @@ def finish(bisection, rows):
 def test_largest_ratio_that_keeps_the_floor():
     """Figure 6.2.4.3.1 of the thesis, and what its 35 % would say if 40 % were better again."""
     accuracy = {0.2: 0.9, 0.25: 0.8968, 0.3: 0.8877, 0.35: 0.7861, 0.4: 0.95}
-    judge = judge_of([row_of({"prune": ratio}, accuracy=value) for ratio, value in accuracy.items()], floor=0.88)
+    criteria = criteria_of([row_of({"prune": ratio}, accuracy=value) for ratio, value in accuracy.items()], floor=0.88)
     points = [POINT | {"prune": ratio} for ratio in (0.2, 0.25, 0.3, 0.35)]
-    bisection = Bisection(points, lambda point: judge.by_floor(point)["holds"])
-    finish(bisection, judge.rows)
-    found = answer(bisection, judge, "prune")
+    bisection = Bisection(points, lambda point: criteria.by_floor(point)["holds"])
+    finish(bisection, criteria.rows)
+    found = answer(bisection, criteria, "prune")
     assert (found["answer"], found["contradictions"], found["versus_random"]) == (0.3, [], None)
     assert found["text"] == "0.3 is the largest prune ratio that keeps accuracy at 0.88 or more."
     assert found["evidence"] == [
@@ -83,17 +83,18 @@ def test_largest_ratio_that_keeps_the_floor():
     bisection = Bisection([*points, POINT | {"prune": 0.4}], bisection.judge)
     for point in bisection.points:
         bisection.tell(point, None)
-    found = answer(bisection, judge, "prune")
+    found = answer(bisection, criteria, "prune")
     assert (found["answer"], found["contradictions"]) == (0.3, [0.4])
     assert "0.4 does so too, though a milder one does not" in found["text"]
 
 
 def test_no_ratio_keeps_the_floor():
-    judge = judge_of([row_of({"prune": 0.2}, 0, "failed", accuracy=None), row_of({"prune": 0.4}, 0, accuracy=0.5)])
+    failed = row_of({"prune": 0.2}, 0, "failed", accuracy=None)
+    criteria = criteria_of([failed, row_of({"prune": 0.4}, 0, accuracy=0.5)])
     points = [POINT | {"prune": 0.2}, POINT | {"prune": 0.4}]
-    bisection = Bisection(points, lambda point: judge.by_floor(point)["holds"])
-    finish(bisection, judge.rows)
-    found = answer(bisection, judge, "prune")
+    bisection = Bisection(points, lambda point: criteria.by_floor(point)["holds"])
+    finish(bisection, criteria.rows)
+    found = answer(bisection, criteria, "prune")
     assert (found["answer"], found["text"]) == (None, "No prune ratio that was tried keeps accuracy at 0.9 or more.")
     assert [(one["mean"], one["verdict"]) for one in found["evidence"]] == [(None, "failed"), (0.5, "low")]
 
@@ -113,20 +114,22 @@ def scored(out, point, seed, num_wrong):
     return row
 
 
-def test_smallest_share_that_is_as_good_as_all(tmp_path):
+def test_smallest_share_that_is_as_good_as_all(tmp_path, monkeypatch):
+    read, real = [], tables.read_table
+    monkeypatch.setattr(tables, "read_table", lambda place, by: read.append(place) or real(place, by))
     num_wrong = {1.0: 2, 0.8: 2, 0.6: 3, 0.4: 24, 0.2: 30}
     rows = [scored(tmp_path, {"data": share}, seed, num + seed) for share, num in num_wrong.items() for seed in (0, 1)]
     rows += [scored(tmp_path, {"data": 0.6, "set": "random"}, seed, 20) for seed in (0, 1)]
-    judge = judge_of(rows, num_seeds=2, out=str(tmp_path), margin=0.1)
+    criteria = criteria_of(rows, num_seeds=2, out=str(tmp_path), margin=0.1)
     full = POINT | {"data": 1.0}
     bisection = Bisection(
         [POINT | {"data": share} for share in (0.8, 0.6, 0.4, 0.2)],
-        lambda point: judge.by_test(point, full, "full")["holds"],
+        lambda point: criteria.by_test(point, full, "full")["holds"],
         references=[full],
         controls=lambda point: [point | {"set": "random"}],
     )
-    finish(bisection, judge.rows)
-    found = answer(bisection, judge, "data")
+    finish(bisection, criteria.rows)
+    found = answer(bisection, criteria, "data")
     assert (found["answer"], found["contradictions"]) == (0.6, [])
     assert [(one["value"], one["verdict"]) for one in found["evidence"]] == [
         (0.2, "inferior"),
@@ -142,3 +145,4 @@ def test_smallest_share_that_is_as_good_as_all(tmp_path):
         "0.6 is the smallest share of the data that is non-inferior to all of the data. net: 0.6 of the data is better "
         "than a random set of the same size."
     )
+    assert len(read) == len(set(read))  # on a store, each is a wait

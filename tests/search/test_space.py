@@ -35,6 +35,8 @@ def test_what_is_understood():
         (["bits=16"], "bits must be 8 or 32, not 16"),
         (["bits=8..32"], "is not a range"),
         (["prune=0.6..0.2"], "is not a range"),
+        (["data=0.1..1:1e-12"], "data=0.1..1:1e-12 has more than 100000 points"),
+        (["alpha=0..1:0.001", "prune=0.1..0.5:0.001"], "prune=0.1..0.5:0.001 has more than 100000 points"),
     ],
 )
 def test_what_is_refused(texts, told):

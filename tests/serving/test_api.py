@@ -52,7 +52,7 @@ class Server:
         about = answers.About.model_validate({"detector": DETECTOR, "protocol": PROTOCOL, "limits": limits})
 
         async def serve(listening: socket.socket) -> None:
-            app = api.make(Jobs(folder, LIMITS, self.examine, 1), about)
+            app = api.make(Jobs(folder, LIMITS, self.examine, 1), about, ["127.0.0.1", "localhost", "x"])
             self.uvicorn = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
             await self.uvicorn.serve(sockets=[listening])
 
@@ -168,6 +168,14 @@ def test_what_cannot_be_examined_says_why(server):
     told = finished(server, upload(server, "notes.txt").json()["url"])
     assert (told["state"], told["result"]) == ("failed", None)
     assert told["error"] == {"status": "decode_error", "message": "cannot be read as a video"}
+
+
+def test_another_name_is_refused(server):
+    for host, code in (("127.0.0.1:1", 200), ("LOCALHOST", 200), ("evil.example.org", 400), ("", 400)):
+        assert call(server, "GET", "/api/about", headers={"Host": host}).status_code == code
+    answer = call(server, "POST", "/api/videos", data=b"some bytes", headers={"Host": "127.0.0.1.example.org"})
+    assert (answer.status_code, answer.text) == (400, "Invalid host header")
+    assert not list(server.folder.iterdir())
 
 
 def test_too_large_is_refused_by_its_header_and_by_its_bytes(server):

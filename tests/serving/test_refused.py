@@ -2,6 +2,7 @@
 
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,6 +50,37 @@ def test_what_cannot_be_served_starts_no_cluster(tmp_path, monkeypatch):
 def test_wrong_args_of_a_config_file_say_what(wrong, message):
     with pytest.raises(UserError, match=message):
         settings.parse({"detector": "x"} | wrong)
+
+
+def test_why_it_did_not_start_is_one_line():
+    trace = "The deployment failed to start 3 times. Error:\nTraceback:\nraydistal.errors.UserError: no detector\n"
+    scorer, web = SimpleNamespace(status="DEPLOY_FAILED", message=trace), SimpleNamespace(status="UPDATING", message="")
+    error = RuntimeError("ray::ProxyActor.ready()\nRuntimeError: Failed to bind")
+    told = serve._why(error, SimpleNamespace(deployments={"Scorer": scorer, "Web": web}))
+    assert told == "the app did not start. Scorer: no detector"
+    assert serve._why(error, None) == "the app did not start. Ray Serve: RuntimeError: Failed to bind"
+
+
+def test_which_names_it_answers_to():
+    def hosts(host, *allowed):
+        return serve._for_all_nodes(Config(app=App(detector="x", allowed_hosts=allowed), host=host)).allowed_hosts
+
+    assert hosts("localhost") == hosts("127.0.0.1") == ("127.0.0.1", "localhost", "[::1]")
+    assert hosts("127.0.0.1", "*") == ("*",)
+    assert hosts("0.0.0.0") == ()
+
+
+@pytest.mark.parametrize("host", ["http://app.example.org", "app.example.org:8000", "app.*.org", ""])
+def test_what_is_no_name(host):
+    with pytest.raises(UserError, match="without scheme and port"):
+        App(detector="x", allowed_hosts=(host,))
+
+
+def test_a_replica_that_could_not_start_has_nothing_to_remove():
+    from raydistal.serving import app
+
+    for replica in (app.Web.__mro__[1], app.Examiner):  # of Web, what Ray Serve has wrapped
+        replica.__new__(replica).__del__()
 
 
 def test_args_of_a_config_file_are_options():
