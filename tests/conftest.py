@@ -15,10 +15,13 @@ import av
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 
 from raydistal import schemas, tables
 from raydistal.faces import crop
 
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 MILLISECOND = Fraction(1, 1000)
 
 # A shell that starts the tests in the background turns Ctrl-C off, also for the programs that they start and interrupt.

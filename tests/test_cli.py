@@ -1,10 +1,11 @@
-"""The command line as a stranger uses it: sub-processes, their streams and exit codes."""
+"""The command line as a stranger uses it, its streams and exit codes: as processes; in this one where they are many."""
 
 import json
 import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +24,21 @@ def raydistal(*arguments: object, **environment: str) -> subprocess.CompletedPro
     return subprocess.run(
         command, capture_output=True, text=True, env=os.environ | token | environment, timeout=240, check=False
     )
+
+
+@pytest.fixture
+def here(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `raydistal`, in this process."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words = [*map(str, arguments)]
+        monkeypatch.setattr(sys, "stdout", sys.stdout)  # the command line changes it
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        return subprocess.CompletedProcess(words, ended.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> dict:
@@ -44,8 +60,8 @@ VERBS = [config.__module__.rsplit(".", 1)[1] for config in cli.RUNS]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_fits_80_columns(verb):
-    done = raydistal(*filter(None, [verb]), "--help")
+def test_help_fits_80_columns(here, verb):
+    done = here(*filter(None, [verb]), "--help")
     assert done.returncode == 0
     assert "usage: raydistal" in done.stdout
     lines = done.stdout.splitlines()
@@ -97,8 +113,8 @@ def test_index_says_what_it_found(folders, tmp_path):
         ([], "index"),
     ],
 )
-def test_wrong_use_is_exit_code_2_and_one_clear_message(arguments, message, tmp_path):
-    done = raydistal(*(str(tmp_path) if argument == "OUT" else argument for argument in arguments))
+def test_wrong_use_is_exit_code_2_and_one_clear_message(here, arguments, message, tmp_path):
+    done = here(*(str(tmp_path) if argument == "OUT" else argument for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

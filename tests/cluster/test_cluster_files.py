@@ -304,16 +304,6 @@ def test_kuberay_asks_for_a_token_and_for_what_it_may_use():
                 assert document["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
 
 
-@pytest.mark.parametrize("page", ["docs/cluster.md", "README.md"])
-def test_documented_submissions_are_commands(page):
-    blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    submissions = [line for line in lines if line.startswith("raydistal submit")]
-    assert submissions or page == "README.md"
-    for line in submissions:
-        check_command(line.partition(" #")[0])
-
-
 def closed(schema: Any) -> Any:
     """A schema of Kubernetes that takes no unknown keys, as the API server does with --validate=strict."""
     if isinstance(schema, list):
