@@ -28,15 +28,19 @@ MILLISECOND = Fraction(1, 1000)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONG = ("tests/pipelines/", "tests/faults/", "tests/serving/test_app.py", "tests/browser/test_app.py")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """What shares the local cluster runs in one process; else the tests of a file do. Long ones start first."""
+    """What shares a cluster runs in one process, else the tests of a file do; those that take longest start first."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByCluster(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "cluster" if nodeid.startswith("tests/pipelines/") else nodeid.split("::")[0]
+            return next((name for name in LONG if nodeid.startswith(name)), nodeid.split("::")[0])
 
+    config.option.loadscopereorder = False  # by the number of tests
     return ByCluster(config, log)
 
 
@@ -44,6 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "exported" in getattr(item, "fixturenames", ()):  # it takes seconds in each process
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 def write_clip(

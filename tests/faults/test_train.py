@@ -21,9 +21,9 @@ def begin(arena, write_run):
     asked = ["--data", arena.run, "--architecture", "timm:test_resnet", "--weights", "random", "--recipe", "finetune"]
     asked += ["--epochs", str(EPOCHS), "--input-px", "32"]
 
-    def start(*options):
-        program = "from raydistal.cli import main; main()"
-        started = arena.start(sys.executable, "-c", program, "train", "--out", arena.folder / "d", *asked, *options)
+    def start(*options, **environment):
+        command = (sys.executable, "-c", "from raydistal.cli import main; main()", "train", "--out", arena.folder / "d")
+        started = arena.start(*command, *asked, *options, **environment)
         started.until((arena.folder / "d" / train.CHECKPOINT).exists)
         assert not (arena.folder / "d" / checkpoint.INFO).exists()
         return started
@@ -47,9 +47,9 @@ def test_driver_killed(arena, begin):
     assert_as_undisturbed(arena)
 
 
-def test_worker_killed(arena, begin):
-    driver = begin("--num-workers", "1")
-    victims = [pid for pid, line in arena.processes().items() if "RayTrainWorker" in line]
+def test_worker_killed(arena, begin, head, head_arena):
+    driver = begin("--num-workers", "1", **head)
+    victims = [pid for pid, line in head_arena.processes().items() if "RayTrainWorker" in line]
     arena.kill(victims)
     assert victims
     driver.summary()
