@@ -1,5 +1,6 @@
 """Clips made on the spot: no media file lies in the repository."""
 
+import contextlib
 import importlib.util
 import shutil
 import signal
@@ -219,6 +220,31 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
     for out, precision in (("onnx", "float32"), ("int8", "int8")):
         export.run(export.Config(detector=f"{folder}/detector", out=f"{folder}/{out}", precision=precision))
     return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_once() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Within drawn_once(), a figure is drawn bright and wide, in few pixels, and that stands in for its other forms."""
+    from matplotlib.colors import to_hex
+
+    from raydistal.report import figures
+
+    @contextlib.contextmanager
+    def draw() -> Iterator[None]:
+        content, to_png = b"", figures._png
+
+        def png(figure: Any) -> bytes:
+            nonlocal content
+            if figure.get_figwidth() == figures.WIDE_IN and to_hex(figure.get_facecolor()) == figures.LIGHT.panel:
+                content = to_png(figure)
+            return content
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(figures, "DPI", 40)
+            patch.setattr(figures, "_png", png)
+            yield
+
+    return draw
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from raydistal import cli, storage, tables
+from raydistal.pipelines import index
 
 pytestmark = pytest.mark.slow
 
@@ -75,8 +76,8 @@ def test_version():
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion(shell, tmp_path):
-    assert raydistal("--tyro-write-completion", shell, tmp_path / "completion").returncode == 0
+def test_completion(here, shell, tmp_path):
+    assert here("--tyro-write-completion", shell, tmp_path / "completion").returncode == 0
     assert "--architecture" in (tmp_path / "completion").read_text()
 
 
@@ -128,11 +129,13 @@ def test_a_place_that_cannot_be_written_to_is_told_without_a_traceback(folders, 
     assert "Traceback" not in done.stderr
 
 
-def test_no_weights_and_no_network_is_wrong_use(folders, tmp_path):
-    last_line(raydistal("index", "--videos", folders, "--out", tmp_path / "run"))
+def test_no_weights_and_no_network_is_wrong_use(here, folders, tmp_path, monkeypatch):
+    index.run(index.Config(videos=str(folders), out=str(tmp_path / "run")))
     nowhere = {"TORCH_HOME": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
-    done = raydistal("extract", "--out", tmp_path / "run", **nowhere)
-    assert done.returncode == 2
+    for name, value in nowhere.items():
+        monkeypatch.setenv(name, value)
+    done = here("extract", "--out", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "--weights FILE" in done.stderr
     assert "--weights random" in done.stderr
 

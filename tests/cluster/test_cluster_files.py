@@ -161,6 +161,7 @@ def check_ec2(machine: dict[str, Any]) -> None:
 
 
 _run_instances: Any = None
+_serve_config: Any = None
 
 
 def check_kuberay(documents: list[dict[str, Any]]) -> None:
@@ -185,8 +186,10 @@ def check_serve(documents: list[dict[str, Any]]) -> None:
 
     from raydistal.serving import app
 
+    global _serve_config
     [config] = documents
-    jsonschema.validate(config, closed(ServeDeploySchema.model_json_schema()))
+    _serve_config = _serve_config or jsonschema.Draft202012Validator(closed(ServeDeploySchema.model_json_schema()))
+    _serve_config.validate(config)
     [application] = ServeDeploySchema.model_validate(config).applications
     assert application.import_path == f"{app.build.__module__}:{app.build.__name__}"
     assert settings.parse(application.args).limits
