@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import shutil
 import signal
 import sys
@@ -21,6 +22,8 @@ from hypothesis import HealthCheck, settings
 from raydistal import schemas, tables
 from raydistal.faces import crop
 
+# Several processes share the cores: threads of PyTorch that wait would spin, and take them from those that compute.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any load")
 MILLISECOND = Fraction(1, 1000)

@@ -33,11 +33,14 @@ def here(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        words = [*map(str, arguments)]
-        monkeypatch.setattr(sys, "stdout", sys.stdout)  # the command line changes it
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        return subprocess.CompletedProcess(words, ended.value.code or 0, *capsys.readouterr())
+        words, code = [*map(str, arguments)], 0
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", sys.stdout)  # the command line changes it
+            try:
+                cli.main(words)
+            except SystemExit as end:
+                code = end.code
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
 
     return run
 
@@ -141,7 +144,7 @@ def test_no_weights_and_no_network_is_wrong_use(here, folders, tmp_path, monkeyp
 
 
 @pytest.mark.ray
-def test_from_folders_to_a_distilled_set(folders, s3):
+def test_from_folders_to_a_distilled_set(here, folders, s3):
     """All of it in a bucket; settings of the environment reach the workers."""
     for name in storage.list_files(str(folders)):
         storage.write_bytes(f"{s3}/data/{name}", (folders / name).read_bytes())
@@ -155,7 +158,7 @@ def test_from_folders_to_a_distilled_set(folders, s3):
     assert "Traceback" not in done.stderr
     for noise in ("ray.init", "WARNING", "core_worker", "Deprecat"):
         assert noise not in done.stderr
-    again = raydistal("select", "--out", run, "--ratio", "0.25", "--frames", "20")
+    again = here("select", "--out", run, "--ratio", "0.25", "--frames", "20")
     assert last_line(again)["distilled"] < summary["select"]["distilled"]
-    page = last_line(raydistal("report", "--out", run))["report"]
+    page = last_line(here("report", "--out", run))["report"]
     assert storage.read_bytes(page).lower().startswith(b"<!doctype html>")
