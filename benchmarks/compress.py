@@ -54,7 +54,7 @@ def make_faces(folder: Path, identities: int) -> str:
 
 def fit(data: str, out: Path, architecture: str, epochs: int, *more: Teaching | Limits) -> str:
     """A detector from random weights."""
-    options = {"teaching" if isinstance(one, Teaching) else "limits": one for one in more}
+    options: dict[str, Any] = {"teaching" if isinstance(one, Teaching) else "limits": one for one in more}
     train.run(train.Config(data=data, out=str(out), architecture=architecture, epochs=epochs, **options, **OPTIONS))
     return str(out)
 
@@ -109,7 +109,7 @@ def cached_teacher(console: Console, data: str, folder: Path, teacher: str) -> l
             if outputs == "cached":
                 teach.run(teach.Config(teachers=(teacher,), data=data))
             for alpha in ALPHAS:
-                teaching = Teaching(teachers=(teacher,), alpha=alpha, outputs=outputs)  # type: ignore[arg-type]
+                teaching = Teaching(teachers=(teacher,), alpha=alpha, outputs=outputs)
                 limits = Limits(max_faces=600)
                 fit(data, out / f"{alpha}", "timm:resnet10t", 3, teaching, limits)
         spent[outputs] = [clocked.wall_s, clocked.cpu_s]
@@ -141,7 +141,7 @@ def joint_search(console: Console, data: str, folder: Path, teacher: str) -> lis
                 **options,
             )
         )
-        rows = tables.read_table(f"{out}-{name}/trials", "search").to_pylist()
+        rows: list[dict[str, Any]] = tables.read_table(f"{out}-{name}/trials", "search").to_pylist()
         spent[name] = len(rows), sum(row["cpu_seconds"] for row in rows)
         return rows
 

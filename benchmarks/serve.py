@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import requests
 from rich.console import Console
@@ -68,8 +69,8 @@ def run(
 
 def make_detector(location: str, architecture: str) -> None:
     """Untrained: its verdicts mean nothing, and cost as much as those of a trained one."""
-    about = {"technique": "train", "parent": None, "threshold": {"video": 0.5, "frame": 0.5}}
-    about |= {"data": {"location": "", "dataset": ["synthetic"], "synthetic": True, "faces": FACES}}
+    about: dict[str, Any] = {"technique": "train", "parent": None, "threshold": {"video": 0.5, "frame": 0.5}}
+    about["data"] = {"location": "", "dataset": ["synthetic"], "synthetic": True, "faces": FACES}
     checkpoint.save(location, zoo.create(architecture, "random", 0), about)
 
 

@@ -1,6 +1,8 @@
 """Clips made on the spot: no media file lies in the repository."""
 
+import contextlib
 import importlib.util
+import os
 import shutil
 import signal
 import sys
@@ -15,25 +17,34 @@ import av
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 
 from raydistal import schemas, tables
 from raydistal.faces import crop
 
+# Several processes share the cores: threads of PyTorch that wait would spin, and take them from those that compute.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 MILLISECOND = Fraction(1, 1000)
 
 # A shell that starts the tests in the background turns Ctrl-C off, also for the programs that they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONG = ("tests/pipelines/", "tests/faults/", "tests/serving/test_app.py", "tests/browser/test_app.py")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """What shares the local cluster runs in one process; else the tests of a file do. Long ones start first."""
+    """What shares a cluster runs in one process, else the tests of a file do; those that take longest start first."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByCluster(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "cluster" if nodeid.startswith("tests/pipelines/") else nodeid.split("::")[0]
+            return next((name for name in LONG if nodeid.startswith(name)), nodeid.split("::")[0])
 
+    config.option.loadscopereorder = False  # by the number of tests
     return ByCluster(config, log)
 
 
@@ -41,6 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "exported" in getattr(item, "fixturenames", ()):  # it takes seconds in each process
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 def write_clip(
@@ -211,6 +223,31 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
     for out, precision in (("onnx", "float32"), ("int8", "int8")):
         export.run(export.Config(detector=f"{folder}/detector", out=f"{folder}/{out}", precision=precision))
     return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_once() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Within drawn_once(), a figure is drawn bright and wide, in few pixels, and that stands in for its other forms."""
+    from matplotlib.colors import to_hex
+
+    from raydistal.report import figures
+
+    @contextlib.contextmanager
+    def draw() -> Iterator[None]:
+        content, to_png = b"", figures._png
+
+        def png(figure: Any) -> bytes:
+            nonlocal content
+            if figure.get_figwidth() == figures.WIDE_IN and to_hex(figure.get_facecolor()) == figures.LIGHT.panel:
+                content = to_png(figure)
+            return content
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(figures, "DPI", 40)
+            patch.setattr(figures, "_png", png)
+            yield
+
+    return draw
 
 
 @pytest.fixture(scope="module")

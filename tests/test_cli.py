@@ -1,16 +1,18 @@
-"""The command line as a stranger uses it: sub-processes, their streams and exit codes."""
+"""The command line as a stranger uses it, its streams and exit codes: as processes; in this one where they are many."""
 
 import json
 import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from raydistal import cli, storage, tables
+from raydistal.pipelines import index
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +25,24 @@ def raydistal(*arguments: object, **environment: str) -> subprocess.CompletedPro
     return subprocess.run(
         command, capture_output=True, text=True, env=os.environ | token | environment, timeout=240, check=False
     )
+
+
+@pytest.fixture
+def here(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `raydistal`, in this process."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words, code = [*map(str, arguments)], 0
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", sys.stdout)  # the command line changes it
+            try:
+                cli.main(words)
+            except SystemExit as end:
+                code = end.code
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return run
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> dict:
@@ -46,8 +66,8 @@ NAMED = {"detect": "VIDEOS", "status": "OUT", "compact": "TABLE", "submit": "COM
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_fits_80_columns(verb):
-    done = raydistal(*filter(None, [verb]), "--help")
+def test_help_fits_80_columns(here, verb):
+    done = here(*filter(None, [verb]), "--help")
     assert done.returncode == 0
     assert "usage: raydistal" in done.stdout
     lines = done.stdout.splitlines()
@@ -69,8 +89,8 @@ def test_version():
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion(shell, tmp_path):
-    assert raydistal("--tyro-write-completion", shell, tmp_path / "completion").returncode == 0
+def test_completion(here, shell, tmp_path):
+    assert here("--tyro-write-completion", shell, tmp_path / "completion").returncode == 0
     assert "--architecture" in (tmp_path / "completion").read_text()
 
 
@@ -107,8 +127,8 @@ def test_index_says_what_it_found(folders, tmp_path):
         ([], "index"),
     ],
 )
-def test_wrong_use_is_exit_code_2_and_one_clear_message(arguments, message, tmp_path):
-    done = raydistal(*(str(tmp_path) if argument == "OUT" else argument for argument in arguments))
+def test_wrong_use_is_exit_code_2_and_one_clear_message(here, arguments, message, tmp_path):
+    done = here(*(str(tmp_path) if argument == "OUT" else argument for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
@@ -122,17 +142,19 @@ def test_a_place_that_cannot_be_written_to_is_told_without_a_traceback(folders, 
     assert "Traceback" not in done.stderr
 
 
-def test_no_weights_and_no_network_is_wrong_use(folders, tmp_path):
-    last_line(raydistal("index", "--videos", folders, "--out", tmp_path / "run"))
+def test_no_weights_and_no_network_is_wrong_use(here, folders, tmp_path, monkeypatch):
+    index.run(index.Config(videos=str(folders), out=str(tmp_path / "run")))
     nowhere = {"TORCH_HOME": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
-    done = raydistal("extract", "--out", tmp_path / "run", **nowhere)
-    assert done.returncode == 2
+    for name, value in nowhere.items():
+        monkeypatch.setenv(name, value)
+    done = here("extract", "--out", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "--weights FILE" in done.stderr
     assert "--weights random" in done.stderr
 
 
 @pytest.mark.ray
-def test_from_folders_to_a_distilled_set(folders, s3):
+def test_from_folders_to_a_distilled_set(here, folders, s3):
     """All of it in a bucket; settings of the environment reach the workers."""
     for name in storage.list_files(str(folders)):
         storage.write_bytes(f"{s3}/data/{name}", (folders / name).read_bytes())
@@ -146,7 +168,7 @@ def test_from_folders_to_a_distilled_set(folders, s3):
     assert "Traceback" not in done.stderr
     for noise in ("ray.init", "WARNING", "core_worker", "Deprecat"):
         assert noise not in done.stderr
-    again = raydistal("select", "--out", run, "--ratio", "0.25", "--frames", "20")
+    again = here("select", "--out", run, "--ratio", "0.25", "--frames", "20")
     assert last_line(again)["distilled"] < summary["select"]["distilled"]
-    page = last_line(raydistal("report", "--out", run))["report"]
+    page = last_line(here("report", "--out", run))["report"]
     assert storage.read_bytes(page).lower().startswith(b"<!doctype html>")

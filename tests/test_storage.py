@@ -224,7 +224,7 @@ def test_a_writer_that_is_killed_amid_an_upload_shows_nothing(s3, through):
     through(kill)
     script = f"from raydistal import storage; storage.write_bytes({s3 + '/large'!r}, bytes({len(LARGE)}))"
     child.append(subprocess.Popen([sys.executable, "-c", script]))
-    assert child[0].wait(30) == -signal.SIGKILL
+    assert child[0].wait(120) == -signal.SIGKILL
     assert storage.read_bytes(f"{s3}/large") == b"old"
 
 

@@ -197,7 +197,7 @@ def test_parts_never_show_half(tmp_path):
         "    tables.write_part(sys.argv[1], pa.table({'video_id': ids, 'status': ['ok'] * 1000}), {})"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(location)]) as writer:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(tables.part_names(str(location))) < 50 and time.monotonic() < deadline:
             for name in tables.part_names(str(location)):
                 assert pa.parquet.read_metadata(Path(location, name)).num_rows == 1000

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raydistal import storage
@@ -26,6 +26,7 @@ class Config:
     """How visible the fakes are, up to 8. At 4, a small network learns to detect them from a thousand faces."""
     seed: int = 0
     """Seed of the synthetic people."""
+    features: extract.Features = field(default_factory=extract.Features)
 
     def __post_init__(self) -> None:
         if not 4 <= self.identities <= 1000:
@@ -37,23 +38,32 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Runs everything; falls back to random weights where ImageNet's cannot be downloaded, and says so."""
     from raydistal.datasets.synthetic import write_dataset
-    from raydistal.features.backbones import load_weights
 
+    features = with_weights(config.features)
     videos, out = storage.join(config.out, "synthetic"), storage.join(config.out, "run")
     print(f"demo: drawing synthetic videos of {config.identities} people in {videos}", file=sys.stderr)
     write_dataset(videos, num_identities=config.identities, strength=config.strength, seed=config.seed)
-    features = extract.Features()
-    try:
-        load_weights(features.backbone, features.weights)
-    except UserError as error:
-        features = replace(features, weights="random")
-        print(f"demo: {error}\ndemo: going on with RANDOM weights; features mean little.", file=sys.stderr)
     options = {"ratio": config.ratio, "frames": config.frames, "sample": "even:6", "features": features}
     summary = distill.run(distill.Config(videos=videos, out=out, **options))  # type: ignore[arg-type]
     page = report.run(report.Config(out=out))["report"]
     run_, comparison = shlex.quote(out), shlex.quote(storage.join(config.out, "comparison"))
     print(NEXT.format(videos=videos, out=out, page=page, run=run_, comparison=comparison), file=sys.stderr)
     return summary | {"weights": features.weights, "report": page}
+
+
+def with_weights(features: extract.Features) -> extract.Features:
+    """`features`, with random weights where ImageNet's were asked for and cannot be had. Raises UserError."""
+    from raydistal.features.backbones import feature_dim, load_weights
+
+    feature_dim(features.backbone, extract.Faces().size_px)  # random weights would not mend a wrong backbone
+    try:
+        load_weights(features.backbone, features.weights)
+    except UserError as error:
+        if features.weights != "imagenet":
+            raise
+        print(f"demo: {error}\ndemo: going on with RANDOM weights; features mean little.", file=sys.stderr)
+        return replace(features, weights="random")
+    return features
 
 
 NEXT = """

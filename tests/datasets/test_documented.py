@@ -1,15 +1,13 @@
-"""docs/datasets.md: its trees, made as files, are indexed as it says, and its commands are commands."""
+"""docs/datasets.md: its trees, made as files, are indexed as it says."""
 
 import posixpath
 import re
-import shlex
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pyarrow as pa
 import pytest
 
-from raydistal import cli
 from raydistal.datasets import layout, layouts
 from raydistal.pipelines import index
 
@@ -60,13 +58,3 @@ def test_a_tree_is_indexed_as_the_page_says(tree, tmp_path, name, text):
 def columns(row):
     original = posixpath.basename(row["original"] or "-")
     return [LABELS[row["label"]], row["method"] or "-", original, row["group"], row["split"] or "-"]
-
-
-def test_commands_are_commands():
-    block = PAGE.split("```")[1]
-    inline = re.findall(r"`(raydistal [^`]*--[^`]*)`", PAGE)
-    assert inline
-    for line in (*block.strip().splitlines(), *inline):
-        program, *arguments = shlex.split(line)
-        assert program == "raydistal"
-        cli.parse(arguments)

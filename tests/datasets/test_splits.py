@@ -1,7 +1,7 @@
 from collections import Counter, defaultdict
 
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistal.datasets.splits import assign, distribute
@@ -36,7 +36,6 @@ ROW = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(ROW, max_size=40), st.integers(), st.randoms())
 def test_invariants(rows, seed, random):
     table, _ = assign(videos(rows), RATIOS, seed)

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
@@ -29,7 +29,6 @@ def one(label_N, probability_N, threshold=0.5):
     return {name: float(value_B[0]) for name, value_B in found.items()}
 
 
-@settings(deadline=None)
 @given(BOTH, PROBABILITY)
 def test_every_metric_is_that_of_scikit_learn(rows, threshold):
     label_N, probability_N, weight_1N = columns(rows)
@@ -148,7 +147,6 @@ def confident(frames):
     return real.mean() if len(real) / len(frames) > 0.9 else frames.mean()
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(PROBABILITY, max_size=12), max_size=8), st.randoms())
 def test_aggregation(videos, random):
     frames = [(probability, number) for number, frames in enumerate(videos) for probability in frames]
@@ -185,7 +183,6 @@ def test_many_videos_are_aggregated_at_once():
     assert found[7] == probability_N[video_N == 7].max()
 
 
-@settings(deadline=None)
 @given(BOTH)
 def test_the_threshold_has_the_best_balanced_accuracy(rows):
     label_N, probability_N, _ = columns([(label, probability, 1) for label, probability, _ in rows])
@@ -398,7 +395,6 @@ def test_roc_is_thinned_and_keeps_its_area():
     assert (fpr_P.tolist(), tpr_P.tolist()) == ([0, 0, 1], [0, 1, 1])
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_reliability_sums_to_the_calibration_error(rows):
     label_N, probability_N, _ = columns(rows)

@@ -75,7 +75,7 @@ JSON = st.recursive(
 FRESH = fresh()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(JSON)
 def test_any_json_is_applied_or_refused(given_json):
     network = copy.deepcopy(FRESH.network)

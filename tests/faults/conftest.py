@@ -202,17 +202,24 @@ def arena() -> Iterator[Arena]:
 
 
 @pytest.fixture(scope="session")
-def head() -> Iterator[dict[str, str]]:
-    """What a program needs in its environment to run on a cluster that was there before it and stays after it."""
+def head_arena() -> Iterator[Arena]:
+    """The arena of the cluster of `head`."""
     arena = Arena()
+    yield arena
+    arena.end()
+
+
+@pytest.fixture(scope="session")
+def head(head_arena: Arena) -> dict[str, str]:
+    """What a program needs in its environment to run on a cluster that was there before it and stays after it."""
+    arena = head_arena
     gcs, dashboard, agent, client = free_ports(4)
     arena.start(
         *("ray", "start", "--head", "--block", "--num-cpus=1", f"--port={gcs}"),
         *(f"--temp-dir={arena.folder}", "--object-store-memory=300000000", f"--dashboard-port={dashboard}"),
         *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
     ).until(lambda: all(is_listening(port) for port in (gcs, dashboard, agent)))
-    yield {"RAY_ADDRESS": f"127.0.0.1:{gcs}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    arena.end()
+    return {"RAY_ADDRESS": f"127.0.0.1:{gcs}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
 
 
 def free_ports(count: int) -> list[int]:

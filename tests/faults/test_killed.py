@@ -34,16 +34,17 @@ def test_driver_killed(arena, clips, head):
     assert kept.items() <= arena.parts().items()
 
 
-def test_workers_killed(arena, clips):
+def test_workers_killed(arena, clips, head, head_arena):
     """The one that decodes, in the middle of it, and the one that holds the network."""
     gate = arena.gate("gate.mp4")
     arena.index([*clips[:3], gate.path, *clips[3:6]])
-    program = arena.extract()
+    program = arena.extract(**head)
     program.until(lambda: len(arena.parts()) == 3)
     gate.become(clips[6])
     victims: list[int] = []
     while len(victims) < 2:
-        victims = [pid for pid, line in arena.processes().items() if "look_stage" in line or "FeatureStage" in line]
+        there = head_arena.processes().items()
+        victims = [pid for pid, line in there if "look_stage" in line or "FeatureStage" in line]
     arena.kill(victims)
     program.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in victims))
     assert not gate.release()  # the decoder's child went with it

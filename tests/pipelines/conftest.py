@@ -6,6 +6,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +45,13 @@ def cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse(drawn_once: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Nobody looks at the figures here."""
+    with drawn_once():
+        yield
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def run_until(location, num_steps, sizes):
     return True
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=7),
     st.integers(0, 25),

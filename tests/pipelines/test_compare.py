@@ -218,11 +218,11 @@ def test_a_training_whose_worker_dies_goes_on(made, cluster, tmp_path):
     """Killed after its first epoch, it ends as if nothing had happened. The driver is a program of its own."""
     import ray
 
-    asked = config(made, out=str(tmp_path / "out"), sets=(), seeds=1, training=replace(TINY, epochs=3))
+    asked = config(made, out=str(tmp_path / "out"), sets=(), seeds=1, training=replace(TINY, epochs=6))
     detector = tmp_path / "out/detectors/timm-test_resnet/full/seed-0"
     code = "import sys; from raydistal import cli; cli.main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "compare", "--data", str(made), "--out", asked.out, "--architectures", NET]
-    command += ["--sets", "--seeds", "1", "--weights", "random", "--recipe", "finetune", "--epochs", "3"]
+    command += ["--sets", "--seeds", "1", "--weights", "random", "--recipe", "finetune", "--epochs", "6"]
     command += ["--batch-size", "8", "--learning-rate", "2e-3", "--input-px", str(SIZE_PX)]
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as program:
@@ -235,7 +235,7 @@ def test_a_training_whose_worker_dies_goes_on(made, cluster, tmp_path):
     assert program.returncode == 0, told.decode()
     train.fit(asked.to_train(NET, str(tmp_path / "alone"), str(made / "videos")))
     one, other = (checkpoint.load(str(place))[1] for place in (detector, tmp_path / "alone"))
-    assert len(one["history"]) == 3
+    assert len(one["history"]) == 6
     assert one["digest"] == other["digest"]
 
 

@@ -1,7 +1,7 @@
 """Pages read as text, and looked at in a browser."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,10 @@ def read_page() -> Callable[[str], Page]:
 
 
 @pytest.fixture
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of few pixels, where nobody looks at them."""
-    from raydistal.report import figures
-
-    monkeypatch.setattr(figures, "DPI", 40)
+def coarse(drawn_once: Any) -> Iterator[None]:
+    """Where nobody looks at the figures."""
+    with drawn_once():
+        yield
 
 
 @pytest.fixture

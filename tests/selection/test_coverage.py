@@ -3,7 +3,7 @@ from statistics import median
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistal.schemas import COVERAGE, faces_schema
@@ -51,7 +51,6 @@ def test_summarize_faces():
     assert summarize_faces(chunked).to_pydict() == expected
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 900), max_size=6), min_size=1, max_size=6))
 def test_the_size_of_a_video_is_the_median_of_its_boxes(sides):
     faces = faces_table([(str(number), "ok", [[0, 0, side, 1] for side in row]) for number, row in enumerate(sides)])

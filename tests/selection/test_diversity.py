@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -25,7 +25,6 @@ def naive(points, num_centers):
     return centers, distances
 
 
-@settings(deadline=None)
 @given(POINTS, st.integers(0, 20))
 def test_equals_the_naive_algorithm(points, num_centers):
     index_K, distance_N = k_center_greedy(points, num_centers)
@@ -48,7 +47,6 @@ def test_near_copies_of_a_frame_come_last():
     assert 0 <= copies_N.min() <= copies_N.max() < 1
 
 
-@settings(deadline=None)
 @given(POINTS, st.integers(0, 6))
 def test_as_uncertainty_it_makes_algorithm_1_select_the_centres(points, num_centers):
     index_K, distance_N = k_center_greedy(points, num_centers)

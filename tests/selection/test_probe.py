@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
@@ -11,7 +11,6 @@ from raydistal.selection.probe import Probes, assign_folds, fit_probes, group_we
 ROWS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1)), max_size=40)
 
 
-@settings(deadline=None)
 @given(ROWS, st.integers(3, 6), st.randoms())
 def test_folds(rows, num_folds, random):
     groups = [f"g{number}" for number, _ in rows]

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistal.schemas import DISTILLED, RANKING, REPRESENTATIVE, UNCERTAINTY, VIDEOS
@@ -68,7 +68,6 @@ def minus(mean):
     return math.inf if mean is None else -mean
 
 
-@settings(deadline=None)
 @given(ROWS, st.integers(1, 100))
 def test_equals_algorithm_2(rows, percent):
     videos, representative, uncertainty = dataset(rows)
@@ -96,7 +95,6 @@ def test_equals_algorithm_2(rows, percent):
     assert distilled.to_pylist() == [video | {"rank": number} for number, video in enumerate(ranked[:k_dist])]
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_balanced(rows):
     order = rank(rows, "balanced")
@@ -126,7 +124,6 @@ def test_balanced_starts_each_pair_with_the_more_frequent():
     assert rank(rows, "balanced") == [3, 0, 2, 1, 4]
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_groups(rows):
     members = {group: [number for number, row in enumerate(rows) if row[1] == group] for _, group, *_ in rows}
@@ -141,7 +138,6 @@ def test_groups(rows):
     assert rank(rows, "groups") == expected
 
 
-@settings(deadline=None)
 @given(ROWS, st.sampled_from(ARRANGES), st.randoms())
 def test_covers_all_and_does_not_depend_on_the_order_of_rows(rows, arrange, random):
     tables = dataset(rows)
@@ -157,7 +153,6 @@ def test_covers_all_and_does_not_depend_on_the_order_of_rows(rows, arrange, rand
     assert cut(shuffled(ranking), shuffled(tables[0]), 0.5, arrange) == cut(ranking, tables[0], 0.5, arrange)
 
 
-@settings(deadline=None)
 @given(ROWS, st.sampled_from(ARRANGES))
 def test_smaller_ratios_are_prefixes_of_larger_ones(rows, arrange):
     videos, *others = dataset(rows)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistal.schemas import REPRESENTATIVE
@@ -53,7 +53,6 @@ FRAMES_OF_VIDEOS = st.dictionaries(
 ).map(lambda frames: [(*key, *value) for key, value in frames.items()])
 
 
-@settings(deadline=None)
 @given(FRAMES_OF_VIDEOS, st.integers(0, 25))
 def test_equals_the_papers_loop(frames, num_frames):
     top = MostUncertain(num_frames // 2)
@@ -64,7 +63,6 @@ def test_equals_the_papers_loop(frames, num_frames):
     assert missing == {0: num_frames // 2 - len(s_real), 1: num_frames // 2 - len(s_fake)}
 
 
-@settings(deadline=None)
 @given(FRAMES_OF_VIDEOS, st.integers(1, 6), st.data())
 def test_any_order_batching_and_merging_gives_the_same(frames, num_per_class, data):
     whole = MostUncertain(num_per_class)
@@ -120,7 +118,6 @@ def test_takes_the_tables_of_other_stages_as_they_are():
     ]
 
 
-@settings(deadline=None)
 @given(FRAMES_OF_VIDEOS, st.integers(0, 9), st.integers(1, 4))
 def test_rounds_without_retraining_select_what_one_round_does(frames, num_per_class, num_rounds):
     rounds = []

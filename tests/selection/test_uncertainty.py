@@ -3,7 +3,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -41,7 +41,6 @@ def test_committee_golden_values():
     np.testing.assert_allclose(committee_disagreement(logit_MN), expected, atol=1e-15)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(-30, 30), min_size=3, max_size=3), min_size=1, max_size=5))
 def test_committee_is_the_mean_divergence_from_the_consensus(rows):
     logit_MN = np.array(rows)
@@ -52,7 +51,6 @@ def test_committee_is_the_mean_divergence_from_the_consensus(rows):
     assert np.all(committee_disagreement(logit_MN) >= 0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-3000, 3000), min_size=2, unique_by=abs))
 def test_two_classes_and_one_probe_give_one_order(hundredths):
     logit_N = np.array(hundredths) / 100

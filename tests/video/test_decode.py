@@ -59,7 +59,7 @@ CODECS = [
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     codec=st.sampled_from(CODECS),
     gop=st.sampled_from([1, 5, 12, 40]),
@@ -281,7 +281,7 @@ def test_a_pattern_in_a_file_name_opens_no_other_file(make_clip, tmp_path):
     assert len(list(decode_frames(str(tmp_path / "%03d.png"), index, np.arange(len(index.pts_s_N))))) == 1
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_bytes_end_in_frames_or_a_decode_error(make_clip, clip_bytes, tmp_path, data):
     content = bytearray(clip_bytes[data.draw(st.sampled_from(sorted(clip_bytes)))])
