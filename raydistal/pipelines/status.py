@@ -46,7 +46,7 @@ def run(config: Config) -> Told:
     """Prints a table on stderr and returns what it says.
 
     Raises:
-        UserError: the folder holds nothing of ours, or cannot be listed.
+        UserError: the folder holds no table and no detector, or cannot be listed.
     """
     out = storage.absolute(config.out)
     names = storage.list_files(out)
@@ -78,7 +78,7 @@ def run(config: Config) -> Told:
     if finished | begun:
         found["detectors"] = {"finished": len(finished), "under_way": len(begun - finished)}
     if len(found) == 1:
-        raise UserError(f"{config.out} holds nothing that raydistal wrote. Give what was --out of a verb.")
+        raise UserError(f"{config.out} holds no table and no detector. Give what was --out of a verb.")
     _print(found)
     return found
 

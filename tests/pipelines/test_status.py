@@ -209,5 +209,5 @@ def test_tables_that_are_written_in_one_go(tmp_path, name, capsys):
 
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="holds nothing that raydistal wrote"):
+    with pytest.raises(UserError, match="holds no table and no detector"):
         told(tmp_path)
