@@ -14,6 +14,7 @@ import functools
 import json
 import operator
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -130,6 +131,7 @@ def _run(parse: Callable[[], Asked], work: Callable[[Asked], dict[str, Any]]) ->
             print(json.dumps(error.summary), file=out)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows is the way out, on which Ray takes seconds
         why = f", as {stop}" if str(stop) else ""
         print(
             f"raydistal: stopped{why}. Finished work is kept; the same command goes on with the rest.", file=sys.stderr

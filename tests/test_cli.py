@@ -88,6 +88,17 @@ def test_version():
     assert done.stdout.startswith(f"raydistal {version('raydistal')}, ray 2.")
 
 
+def test_a_second_ctrl_c_changes_nothing():
+    code = (
+        "import atexit, signal\nfrom raydistal import cli\nfrom raydistal.pipelines import status\n"
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "cli.RUNS[status.Config] = lambda config: signal.raise_signal(signal.SIGINT)\n"
+        "cli.main(['status', 'x'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion(here, shell, tmp_path):
     assert here("--tyro-write-completion", shell, tmp_path / "completion").returncode == 0

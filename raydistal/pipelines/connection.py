@@ -45,7 +45,7 @@ def connect() -> None:
             ray.init(**quiet)
         except SystemExit as error:  # Ray takes SIGTERM for itself
             raise Stopped("it got SIGTERM") from error
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:  # ValueError: not an address
             raise UserError(f"RAY_ADDRESS is {address}: {error}") from error
         finally:
             signal.signal(signal.SIGTERM, on_sigterm)

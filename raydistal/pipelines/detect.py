@@ -70,7 +70,7 @@ class Config:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        if not self.videos:
+        if not self.videos or not all(self.videos):  # as "$VIDEO" is if it is not set, and would be this folder
             raise UserError("name at least one video, picture or folder: raydistal detect VIDEO --detector DIR")
         if not self.detector:
             raise UserError("need --detector DIR: a detector that raydistal train, prune or export wrote")

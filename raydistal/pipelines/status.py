@@ -46,7 +46,7 @@ def run(config: Config) -> Told:
     """Prints a table on stderr and returns what it says.
 
     Raises:
-        UserError: the folder holds nothing that raydistal wrote, or cannot be listed.
+        UserError: the folder holds no table and no detector, or cannot be listed.
     """
     out = storage.absolute(config.out)
     names = storage.list_files(out)
@@ -78,7 +78,7 @@ def run(config: Config) -> Told:
     if finished | begun:
         found["detectors"] = {"finished": len(finished), "under_way": len(begun - finished)}
     if len(found) == 1:
-        raise UserError(f"{config.out} holds nothing that raydistal wrote. Give what was --out of a verb.")
+        raise UserError(f"{config.out} holds no table and no detector. Give what was --out of a verb.")
     _print(found)
     return found
 
@@ -145,11 +145,13 @@ def _written_s(location: str) -> dict[str, float]:
 
 
 def _read(location: str, name: str, columns: list[str] | None = None) -> pa.Table | None:
-    """Columns of a part; None if it has just been removed, or is not Parquet to its end."""
+    """Columns of a part; None if it has just been removed, is not Parquet to its end, or was written by others."""
     try:
-        return tables.read_part(location, name, columns).replace_schema_metadata(None)
-    except (FileNotFoundError, pa.ArrowInvalid):
+        part = tables.read_part(location, name, columns)
+        tables.made_with(location, name, part.schema)
+    except (FileNotFoundError, pa.ArrowInvalid, UserError):
         return None
+    return part.replace_schema_metadata(None)
 
 
 def _rate(at_s: Floats, num: npt.NDArray[np.int64]) -> float:
@@ -297,7 +299,7 @@ def _of_faces(faces: Told) -> list[str]:
         last = f"the last part was written {_duration(faces['last_part_s'])} ago"
         lines.append(f"{faces['videos_per_s']:.2f} videos/s{left}; {last}")
     if faces["unreadable"]:
-        lines.append(f"{faces['unreadable']} parts cannot be read: the next run does their videos again")
+        lines.append(f"{faces['unreadable']} parts cannot be read: the next run says why, or does their videos again")
     return lines + [f"{reason['num']} x {reason['status']}: {reason['error']}" for reason in faces.get("failures", [])]
 
 

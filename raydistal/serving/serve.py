@@ -117,4 +117,6 @@ def _check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # allows a port that a server has just left
             probe.bind(address)
     except OSError as error:
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from error
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port or --host."
+        ) from error

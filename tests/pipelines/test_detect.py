@@ -294,7 +294,13 @@ def test_requests_that_cannot_be_served(media, detectors, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"videos": ()}, {"detector": ""}, {"num_workers": -1}, {"videos": ("s3://key:secret@bucket/a.mp4",)}],
+    [
+        {"videos": ()},
+        {"videos": ("a.mp4", "")},
+        {"detector": ""},
+        {"num_workers": -1},
+        {"videos": ("s3://key:secret@bucket/a.mp4",)},
+    ],
 )
 def test_bad_settings(changes):
     with pytest.raises(UserError):

@@ -96,6 +96,15 @@ def test_a_part_that_is_cut_off_does_not_hide_the_others(half):
     assert {name: told(half)["faces"][name] for name in ("done", "unreadable")} == {"done": num, "unreadable": 1}
 
 
+def test_parts_of_others_are_none_of_ours(half):
+    pq.write_table(pa.table({"a": [1]}), half / "faces/part-x.parquet")
+    assert {name: told(half)["faces"][name] for name in ("done", "unreadable")} == {"done": 8, "unreadable": 1}
+    for name in ("verdicts", "trials"):
+        (half / name).mkdir()
+        pq.write_table(pa.table({"a": [1]}), half / name / "part-x.parquet")
+        assert told(half)[name]["done"] == 0
+
+
 def test_only_small_columns_are_read(half, monkeypatch):
     read = []
     real = status._read
@@ -209,5 +218,5 @@ def test_tables_that_are_written_in_one_go(tmp_path, name, capsys):
 
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="holds nothing that raydistal wrote"):
+    with pytest.raises(UserError, match="holds no table and no detector"):
         told(tmp_path)
