@@ -32,6 +32,7 @@ MILLISECOND = Fraction(1, 1000)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+MARKS = {"exported": "slow", "browser": "browser", "cluster": "ray"}  # of whoever uses these fixtures
 LONG = ("tests/pipelines/", "tests/faults/", "tests/serving/test_app.py", "tests/browser/test_app.py")
 
 
@@ -50,8 +51,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "exported" in getattr(item, "fixturenames", ()):  # it takes seconds in each process
-            item.add_marker(pytest.mark.slow)
+        for fixture, mark in MARKS.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(mark)
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
