@@ -1,6 +1,7 @@
 """Clips made on the spot: no media file lies in the repository."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
@@ -32,27 +33,39 @@ MILLISECOND = Fraction(1, 1000)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+ROOT = Path(__file__).parents[1]
+MARKS = {"exported": "slow", "browser": "browser", "cluster": "ray"}  # of whoever uses these fixtures
 LONG = ("tests/pipelines/", "tests/faults/", "tests/serving/test_app.py", "tests/browser/test_app.py")
+
+
+@functools.cache
+def scope(file: str) -> str:
+    """What runs in one process: all that share the cluster of tests/pipelines/ or tests/faults/, else a file."""
+    folder = file.rpartition("/")[0]
+    is_shared = folder == "tests/pipelines" and "cluster" in (ROOT / file).read_text()
+    return folder if is_shared or folder == "tests/faults" else file
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """What shares a cluster runs in one process, else the tests of a file do; those that take longest start first."""
+    """By `scope`, in the order of the tests."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByCluster(LoadScopeScheduling):
+    class ByScope(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return next((name for name in LONG if nodeid.startswith(name)), nodeid.split("::")[0])
+            return scope(nodeid.split("::")[0])
 
     config.option.loadscopereorder = False  # by the number of tests
-    return ByCluster(config, log)
+    return ByScope(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take longest come first."""
     for item in items:
-        if "exported" in getattr(item, "fixturenames", ()):  # it takes seconds in each process
-            item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+        for fixture, mark in MARKS.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(mark)
+    items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if item.nodeid.startswith(name)), 9))
 
 
 def write_clip(

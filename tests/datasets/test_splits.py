@@ -1,6 +1,7 @@
 from collections import Counter, defaultdict
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +86,7 @@ def test_equal_groups_are_shared_to_within_one(num_groups, seed):
     ),
     st.integers(),
 )
+@pytest.mark.slow
 def test_mixed_groups_come_near_the_shares(groups, seed):
     counts = {f"g{number}": Counter(group) for number, group in enumerate(groups)}
     split_of = distribute(counts, SHARES, seed)

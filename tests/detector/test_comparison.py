@@ -227,6 +227,7 @@ def test_sets_that_teach_nothing_are_not_called_equal(metric):
     assert told == [True, False, True]
 
 
+@pytest.mark.slow
 def test_a_test_that_is_too_easy_tells_only_what_its_size_allows():
     """60 groups without an error: up to 3 / 60 may be wrong elsewhere."""
     for margin, expected in ((0.04, "cannot tell"), (0.06, "non-inferior")):

@@ -351,6 +351,7 @@ def test_one_group_has_no_interval_and_one_class_no_value():
     assert found["x", "accuracy"] == Measured("x", "accuracy", 0.5, None, None, 2)
 
 
+@pytest.mark.slow
 def test_intervals_by_group_are_honest_and_those_by_frame_are_not():
     """Frames of a video are alike: of 100 data sets, about 95 intervals should hold the truth."""
     truth, held = 0.5, {"group": 0, "frame": 0}

@@ -75,6 +75,7 @@ JSON = st.recursive(
 FRESH = fresh()
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(JSON)
 def test_any_json_is_applied_or_refused(given_json):

@@ -112,6 +112,7 @@ def how_well_format_tells_class(folder, equalize):
     return roc_auc_score(label_N[80:], model.decision_function(features_ND[80:]))
 
 
+@pytest.mark.slow
 def test_format_and_size_no_longer_tell_the_class(tmp_path):
     without, with_ = (how_well_format_tells_class(tmp_path, equalize) for equalize in ("", "128:70"))
     assert without > 0.85

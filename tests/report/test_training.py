@@ -204,7 +204,7 @@ PRUNED = {
 PARENT = {"technique": "prune", "parent": {"location": "/d/b 0", "model_id": "0" * 12}, "pruning": PRUNED}
 
 
-def test_a_pruned_detector(tmp_path, read_page):
+def test_a_pruned_detector(tmp_path, read_page, coarse):
     save(tmp_path, **PARENT)
     training.write(str(tmp_path))
     page = read_page(tmp_path)
