@@ -49,10 +49,13 @@ def run(config: Config) -> dict[str, Any]:
     absent = rows.filter(pc.is_null(rows["part"]))
     told = [_verdicts(absent, {}, 0)]
     present = rows.filter(pc.is_valid(rows["part"])).combine_chunks()
-    connect()
+    blocks = []
+    if len(present):
+        connect()
+        blocks = by_parts(present, num_cpus())
     with Progress("verify", len(present), unit="videos") as progress:
         stage = partial(verify_stage, faces=faces, size_px=shared.about["faces"]["size_px"])
-        for verdicts in on_all_cpus(by_parts(present, num_cpus()) if len(present) else [], stage):
+        for verdicts in on_all_cpus(blocks, stage):
             told.append(verdicts)
             progress.advance(len(verdicts))
     verification = pa.concat_tables(told).sort_by("video_id")

@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+import ray
 
 from raydistal.errors import UserError
 from raydistal.pipelines import connection
@@ -18,6 +19,17 @@ def test_an_address_where_nobody_listens_is_wrong_use():
             connection.check_address(address)
     with pytest.raises(UserError, match="raydistal submit"):
         connection.check_address("http://127.0.0.1:8265")
+
+
+def test_what_ray_takes_for_no_address_is_wrong_use(monkeypatch):
+    def refuse(**_):
+        raise ValueError("Invalid address format: nonsense")
+
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match="RAY_ADDRESS is nonsense: Invalid address"):
+        connection.connect()
 
 
 @pytest.mark.ray
