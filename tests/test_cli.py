@@ -39,7 +39,7 @@ def here(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]
             try:
                 cli.main(words)
             except SystemExit as end:
-                code = end.code
+                code = end.code or 0
         return subprocess.CompletedProcess(words, code, *capsys.readouterr())
 
     return run

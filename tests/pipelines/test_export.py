@@ -1,6 +1,7 @@
 """The export pipeline: a detector that has learnt a little, noise for faces. No Ray."""
 
 import json
+import runpy
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from raydistal.detector.examples import fingerprint
 from raydistal.detector.lineage import learnt_from
 from raydistal.detector.scoring import Scorer
 from raydistal.errors import UserError
+from raydistal.faces import crop
 from raydistal.pipelines import export
 
 pytestmark = pytest.mark.slow
@@ -130,7 +132,7 @@ def test_what_fails_its_check_is_not_left_as_finished(exported, tmp_path, monkey
     assert "model.onnx" not in storage.list_files(str(tmp_path / "out"))
 
 
-def test_executorch(exported, tmp_path):
+def test_executorch(exported, tmp_path, capsys):
     pytest.importorskip("executorch")
     summary = export.run(config(exported, tmp_path / "pte", runtime="executorch", precision="int8", calibration=32))
     assert summary["drift"]["correlation"] > 0.9
@@ -139,7 +141,13 @@ def test_executorch(exported, tmp_path):
     assert len(model.content) < 0.35 * len(runtime.load(str(exported / "onnx"))[0].content)
     expected, found = (Scorer(one)(noise(3)) for one in (runtime.load(str(exported / "detector"))[0], model))
     np.testing.assert_allclose(found, expected, atol=0.05)
-    assert "executorch" in (tmp_path / "pte/example.py").read_text()
+
+    (face_HWC,) = noise(1)
+    (tmp_path / "face.png").write_bytes(crop.encode(face_HWC, "png"))
+    runpy.run_path(str(tmp_path / "pte/example.py"))["main"]([str(tmp_path / "face.png")])
+    path, probability, _ = capsys.readouterr().out.splitlines()[-1].split("\t")
+    assert path == str(tmp_path / "face.png")
+    assert float(probability) == pytest.approx(Scorer(model)(face_HWC[None]).item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

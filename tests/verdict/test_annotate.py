@@ -124,7 +124,8 @@ def test_pictures_stay_what_they_are_where_nothing_is_drawn(make_clip, out):
     path = make_clip("clip.mp4", num_frames=12, size=(160, 120))
     run(path, out)
     for old, new in zip(frames_of(path), frames_of(out), strict=True):
-        assert np.abs(old.rgb().astype(int) - new.rgb()).mean() < 6
+        # The codec loses up to 6, not always the same; two pictures of the clip differ by 60.
+        assert np.abs(old.rgb().astype(int) - new.rgb()).mean() < 8
 
 
 def test_the_file_can_be_played_while_it_is_loaded(make_clip, out):
