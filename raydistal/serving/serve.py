@@ -58,6 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     check(config)
     # Ray Serve's controller ends amid the call that is to end it, of which Ray would tell.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"ServeController\.graceful_shutdown")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # of 5 by itself: too few on a busy machine
     connect()
     from ray import serve
 

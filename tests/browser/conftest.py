@@ -46,7 +46,6 @@ def app(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": folder}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # of 5 to start
     command = [sys.executable, "-c", "from raydistal.cli import main; main()", "serve", "--detector", str(detector)]
     command += ["--port", str(port), "--examiners", "1", "--max-upload-mb", str(MAX_UPLOAD_MB)]
     log = Path(folder, "serve.err")

@@ -50,7 +50,6 @@ class App:
         self.ray = tempfile.mkdtemp(prefix="raydistal-", dir="/tmp")  # short: it holds sockets
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
-        environment |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # of 5 to start
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": self.ray}
         environment |= {"TMPDIR": str(self.folder)}
         program = Path(sys.executable).with_name("raydistal")
