@@ -117,6 +117,7 @@ def run_script(config: type[Asked], run: Callable[[Asked], dict[str, Any]], desc
 
 
 def _run(parse: Callable[[], Asked], work: Callable[[Asked], dict[str, Any]]) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's waiting threads would spin where others compute
     try:
         config = _parse_quietly(parse)
         out, sys.stdout = sys.stdout, sys.stderr  # Ray prints there why workers died, up to the end of the process

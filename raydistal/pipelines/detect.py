@@ -156,7 +156,6 @@ def _made_with(config: Config, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(config: Config, is_here: bool) -> Networks:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would spin on the CPU that a child decodes on
     import torch
 
     from raydistal.detector import checkpoint, heatmaps, runtime
