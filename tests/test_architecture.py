@@ -35,7 +35,7 @@ FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base", "core", "manage
 # distill and demo are the verbs in a row; the others train and measure detectors by the verbs for that
 PIPELINES_OF_PIPELINES = {"distill", "demo", "prune", "search", "compare", "generalise", "trainings", "trial", "plan"}
 NO_VERBS = tuple(
-    f"raydistal.pipelines.{name}" for name in ("connection", "scaling", "streaming", "telemetry", "trainings")
+    f"raydistal.pipelines.{name}" for name in ("connection", "epochs", "scaling", "streaming", "telemetry", "trainings")
 )
 
 

@@ -35,7 +35,7 @@ from rich.table import Table
 from raydistal import cli, storage, tables
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
-from raydistal.pipelines import evaluate, export, prune, train
+from raydistal.pipelines import epochs, evaluate, export, prune, train
 from raydistal.pipelines.streaming import as_raised, use_gpu
 from raydistal.pipelines.trainings import Training, train_all, videos_to_test
 
@@ -124,7 +124,7 @@ class Config:
             ratio=self.ratio,
             steps=self.steps,
             seed=seed,
-            compute=train.Compute(device=self.training.device),
+            compute=epochs.Compute(device=self.training.device),
             **{name: getattr(self.training, name) for name in names},
         )
 

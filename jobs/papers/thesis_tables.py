@@ -32,6 +32,7 @@ from raydistal.detector import checkpoint
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import cost, evaluate, extract, index, prune, train
+from raydistal.pipelines.epochs import Compute
 
 TableName = Literal["6.2.1", "6.2.2", "6.2.3", "6.2.4", "6.2.5", "6.2.6"]
 TABLES: dict[TableName, tuple[str, ...]] = {
@@ -117,7 +118,7 @@ class Config:
     faces: extract.Faces = field(default_factory=extract.Faces)
     features: extract.Features = field(default_factory=extract.Features)
     limits: Limits = field(default_factory=lambda: Limits(max_real=7_000, max_per_method=2_100))
-    compute: train.Compute = field(default_factory=train.Compute)
+    compute: Compute = field(default_factory=Compute)
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -93,7 +93,7 @@ def ancestors(location: str, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     while True:
         step = {"location": location, "model_id": checkpoint.model_id(about)}
-        names = OF_EXPORT if "runtime" in about else OF_TRAINING
+        names = OF_EXPORT if about["runtime"] != "torch" else OF_TRAINING
         found.append(step | {name: about[name] for name in names if about.get(name)})
         parent = about.get("parent")
         if not parent:

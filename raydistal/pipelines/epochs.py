@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from raydistal import storage, tables
-from raydistal.compression.teaching import Teacher
+from raydistal.compression.teaching import Teacher, Teaching
+from raydistal.detector.recipes import Recipe
 from raydistal.errors import UserError
 from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import tell_wait
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from raydistal.detector.examples import Batch, Ints, Source
     from raydistal.detector.training import TeacherLoss, Training
     from raydistal.detector.zoo import Detector
-    from raydistal.pipelines.train import Config
 
 CHECKPOINT = "checkpoint.pt"
 RAY_FOLDER = "ray-train"
@@ -48,6 +48,22 @@ Split = Literal["train", "val"]
 Tell = Callable[[int, str], None]  # gets the number of faces learnt since the last call, and a note for the user
 OnEpoch = Callable[[dict[str, Any]], None]  # gets each row of the history once its checkpoint is written
 Feed = Callable[[Split, list["Ints"], int | None], Iterator["Batch"]]  # chunks of the faces of these windows, in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where the training runs."""
+
+    num_workers: int = 0
+    """Ray Train workers that share each batch, each on a GPU if there are any. 0: train in this process without Ray."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where available."""
+    faces_at_once: int = 0
+    """Faces per forward pass; gradients are accumulated over a batch. 0: the whole batch of a worker."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0 or self.faces_at_once < 0:
+            raise UserError("need --num-workers and --faces-at-once of 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +86,10 @@ NO_TEACHERS = Teachers()
 class Job:
     """All that a worker needs to take part in a training."""
 
-    config: "Config"
+    compute: Compute
+    recipe: Recipe
+    seed: int
+    teaching: Teaching
     settings: dict[str, Any]
     claim: tables.Claim
     detector: "Detector"
@@ -88,7 +107,7 @@ def run(job: Job, on_epoch: OnEpoch | None = None) -> None:
         UserError: a checkpoint made with other settings, out of memory.
         RuntimeError: the workers died too often.
     """
-    if job.config.compute.num_workers:
+    if job.compute.num_workers:
         _run_in_workers(job)
     else:
         _run_here(job, on_epoch)
@@ -116,7 +135,7 @@ def _run_here(job: Job, on_epoch: OnEpoch | None) -> None:
 
     from raydistal.detector.examples import load_window
 
-    device = job.config.compute.device
+    device = job.compute.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     state = read_state(job)
@@ -139,7 +158,7 @@ def _ahead(chunks: Iterator["Batch"]) -> Iterator["Batch"]:
 
 
 def _progress(job: Job, state: dict[str, Any] | None) -> Progress:
-    num_left = job.config.full_recipe().epochs - (state["epoch"] if state else 0)
+    num_left = job.recipe.epochs - (state["epoch"] if state else 0)
     return Progress("train", max(0, num_left) * len(job.train), unit="faces")
 
 
@@ -198,7 +217,7 @@ def _run_workers(job: Job, board: Any) -> None:
             """Keeps Ctrl-C for us: Ray Train's own handler would end this process as if it had succeeded."""
             controllers.append(controller)
 
-    compute = job.config.compute
+    compute = job.compute
     on_gpu = use_gpu(compute.device)
     tell_wait("train", {"GPU": compute.num_workers} if on_gpu else {"CPU": CPUS_PER_TASK * (compute.num_workers + 1)})
     filesystem, path = storage.resolve(job.claim.location)
@@ -320,19 +339,18 @@ def _work(
     from raydistal.detector.examples import plain_shares, rebatch, shuffled_shares
     from raydistal.detector.training import Training
 
-    config, recipe = job.config, job.config.full_recipe()
-    num_workers = max(1, config.compute.num_workers)
+    num_workers = max(1, job.compute.num_workers)
     part_N = job.train["part"].to_numpy()
-    batch_size = recipe.batch_size // num_workers
+    batch_size = job.recipe.batch_size // num_workers
     num_batches = -(-(len(part_N) // num_workers) // batch_size)
     detector = copy.deepcopy(job.detector)  # what Ray hands over cannot be written to
     options: dict[str, Any] = {"trainable": job.trainable, "teacher_loss": _teacher_loss(job, detector, device)}
-    training = Training(detector, recipe, num_batches, device, config.compute.faces_at_once, config.seed, **options)
+    training = Training(detector, job.recipe, num_batches, device, job.compute.faces_at_once, job.seed, **options)
     if state:
         training.restore(state)
     while not training.is_finished:
         began = time.monotonic()
-        windows = shuffled_shares(part_N, num_workers, config.seed, training.epoch)[training.rank]
+        windows = shuffled_shares(part_N, num_workers, job.seed, training.epoch)[training.rank]
         chunks = feed("train", windows, training.epoch)
         fitted = training.fit(_told(rebatch(chunks, batch_size, min_last=2), tell, training))
         windows = plain_shares(len(job.val), num_workers)[training.rank]
@@ -356,13 +374,13 @@ def _teacher_loss(job: Job, student: "Detector", device: str) -> "TeacherLoss | 
     if not job.teachers.known:
         return None
     return Distillation(
-        job.config.teaching,
+        job.teaching,
         student_dim=embedding_dim(student),
         teacher_dims=job.teachers.embedding_dims,
         num_faces=len(job.train),
         panel=Panel(job.teachers.live, device) if job.teachers.live else None,
         device=device,
-        seed=job.config.seed,
+        seed=job.seed,
     )
 
 

@@ -20,8 +20,8 @@ from raydistal.compression.teaching import Teaching, find_teachers
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
 from raydistal.pipelines import train
+from raydistal.pipelines.epochs import Compute
 from raydistal.pipelines.scaling import Budget
-from raydistal.pipelines.train import Compute
 
 if TYPE_CHECKING:
     from raydistal.detector.zoo import Detector

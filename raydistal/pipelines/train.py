@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,28 +24,12 @@ from raydistal.detector.examples import Limits
 from raydistal.detector.recipes import RECIPES, Recipe
 from raydistal.errors import UserError
 from raydistal.pipelines import epochs
-from raydistal.pipelines.epochs import NO_TEACHERS, Job, OnEpoch, Teachers
+from raydistal.pipelines.epochs import NO_TEACHERS, Compute, Job, OnEpoch, Teachers
 from raydistal.pipelines.scaling import Budget
 
 if TYPE_CHECKING:
     from raydistal.detector.training import Floats
     from raydistal.detector.zoo import Detector
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compute:
-    """Where the training runs."""
-
-    num_workers: int = 0
-    """Ray Train workers that share each batch, each on a GPU if there are any. 0: train in this process without Ray."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where available."""
-    faces_at_once: int = 0
-    """Faces per forward pass; gradients are accumulated over a batch. 0: the whole batch of a worker."""
-
-    def __post_init__(self) -> None:
-        if self.num_workers < 0 or self.faces_at_once < 0:
-            raise UserError("need --num-workers and --faces-at-once of 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +133,7 @@ def fit(config: Config, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
             return _summary(out, about, began)
         job = _job(config, settings, claim, detector, examples, trainable, teachers)
         epochs.run(job, on_epoch)
-        about = _finish(job, videos)
+        about = _finish(config, job, videos)
         storage.delete(storage.join(out, epochs.CHECKPOINT))
     return _summary(out, about, began)
 
@@ -326,7 +310,10 @@ def _job(
         told = f"up to {config.teaching.bank} fakes for each of {len(teachers.known)} teachers"
         print(f"train: remembers {told}: {config.teaching.bank_mb:.1f} MB in each process", file=sys.stderr)
     return Job(
-        config=config,
+        compute=config.compute,
+        recipe=config.full_recipe(),
+        seed=config.seed,
+        teaching=config.teaching,
         settings=settings,
         claim=claim,
         detector=detector,
@@ -337,11 +324,11 @@ def _job(
     )
 
 
-def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
+def _finish(config: Config, job: Job, videos: pa.Table) -> dict[str, Any]:
     """Writes the detector directory from the best epoch; returns what detector.json says."""
     from raydistal.detector import checkpoint, lineage
 
-    config, recipe, out = job.config, job.config.full_recipe(), job.claim.location
+    out = job.claim.location
     state = epochs.read_state(job)
     assert state is not None
     history, best = state["history"], state["best"]
@@ -358,7 +345,7 @@ def _finish(job: Job, videos: pa.Table) -> dict[str, Any]:
         "parent": _parent(config),
         "trainable": config.trainable,
         "teaching": _about_teaching(job),
-        "recipe": {"name": config.recipe, **dataclasses.asdict(recipe)},
+        "recipe": {"name": config.recipe, **dataclasses.asdict(job.recipe)},
         "settings": job.settings,
         "data": {
             "location": storage.absolute(config.data),
@@ -404,7 +391,7 @@ def _about_teaching(job: Job) -> dict[str, Any] | None:
     teachers = [{"location": teacher.location, "model_id": teacher.model_id} for teacher in job.teachers.known]
     settings: dict[str, Any] = job.settings["teaching"]
     outputs = "live" if job.teachers.live else "cached"
-    return settings | {"teachers": teachers, "outputs": outputs, "bank_mb": job.config.teaching.bank_mb}
+    return settings | {"teachers": teachers, "outputs": outputs, "bank_mb": job.teaching.bank_mb}
 
 
 def _thresholds(val: pa.Table, logit_N: "Floats") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from raydistal import schemas, storage
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
-from raydistal.pipelines import evaluate, train
+from raydistal.pipelines import epochs, evaluate, train
 from raydistal.pipelines.connection import connect
 from raydistal.pipelines.scaling import LOOK_EVERY_S, UNLIMITED, Budget, Growth, tell_wait
 from raydistal.pipelines.streaming import ATTEMPTS, use_gpu
@@ -66,7 +66,7 @@ class Training:
             architecture=architecture,
             seed=seed,
             limits=limits or Limits(),
-            compute=train.Compute(device=options.pop("device")),
+            compute=epochs.Compute(device=options.pop("device")),
             **options,
         )
 
@@ -134,7 +134,7 @@ def _train_one(config: train.Config, device: Literal["cpu", "cuda"], num_threads
     import torch
 
     torch.set_num_threads(num_threads)  # trainings share the machine
-    train.fit(dataclasses.replace(config, compute=train.Compute(device=device)))
+    train.fit(dataclasses.replace(config, compute=epochs.Compute(device=device)))
 
 
 def videos_to_test(videos: pa.Table, split: str, location: str) -> pa.Table:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from raydistal import schemas, storage, tables
 from raydistal.compression.teaching import Teaching
 from raydistal.errors import UserError
-from raydistal.pipelines import export, prune, train
+from raydistal.pipelines import epochs, export, prune, train
 from raydistal.pipelines.trainings import Training
 from raydistal.search.agenda import Row, Trial
 from raydistal.search.space import Point
@@ -110,7 +110,7 @@ def _make(job: Job, trial: Trial, on_epoch: Report) -> dict[str, Any]:
     point, manifest = trial.point, _cut_set(job, trial.point, trial.seed)
     settings: dict[str, Any] = {name: point[name] for name in schemas.KD_SETTINGS[job.teaching.kd] if name in point}
     teaching = dataclasses.replace(job.teaching, **settings)
-    compute = train.Compute(device=job.device)
+    compute = epochs.Compute(device=job.device)
     stages = [job.place(stage) for stage in trial.stages]
     student = job.training.to_train(job.data, stages[0], job.architecture, trial.seed, manifest)
     train.fit(dataclasses.replace(student, teaching=teaching, compute=compute), on_epoch)

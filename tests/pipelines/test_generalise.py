@@ -64,7 +64,7 @@ def test_a_method_is_left_out(tmp_path, cluster, capsys):
         learnt = {one["video_id"] for one in tables.read_table(f"{trained.out}/trained_on", "train").to_pylist()}
         expected = {None, *METHODS} - ({row["left_out"]} - {None})
         assert learnt == {f"g{group:02}-{method}" for group in range(10) for method in expected}
-        said = evaluation.said(evaluation.names[trained.out], storage.absolute(run).rsplit("/", 1)[-1])
+        said = evaluation.results(evaluation.names[trained.out], storage.absolute(run).rsplit("/", 1)[-1])
         reals, fakes = (said.probability_V[said.method_V == method] for method in (None, row["tested"]))
         assert row["auc"] == pytest.approx(np.mean(fakes[:, None] > reals))
         assert row["recall"] == np.mean(fakes > checkpoint.read_about(trained.out)["threshold"]["video"])

@@ -13,7 +13,7 @@ from raydistal.compression.teaching import Teaching
 from raydistal.detector import checkpoint, shapes
 from raydistal.detector.examples import Limits
 from raydistal.errors import UserError
-from raydistal.pipelines import prune, train
+from raydistal.pipelines import epochs, prune, train
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +160,7 @@ def test_wrong_settings(made, changes, message):
     ("changes", "message"),
     [
         ({"limits": Limits(leave_out=("nothing",))}, "--leave-out: there are no fakes of 'nothing'"),
-        ({"compute": train.Compute(device="cuda")}, "no CUDA device here"),
+        ({"compute": epochs.Compute(device="cuda")}, "no CUDA device here"),
         ({"teaching": Teaching(teachers=("parent",), kd="contrastive", negatives=1000)}, "--negatives 1000: there are"),
     ],
 )

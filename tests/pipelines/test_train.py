@@ -225,7 +225,7 @@ def test_without_val_the_threshold_is_a_half(tmp_path, write_run, capsys):
     [
         ({"recipe": "best"}, "use one of thesis, finetune"),
         ({"epochs": -1}, "--epochs"),
-        ({"compute": train.Compute(num_workers=3)}, "cannot share a batch of 8 evenly"),
+        ({"compute": epochs.Compute(num_workers=3)}, "cannot share a batch of 8 evenly"),
         ({"architecture": "alexnet"}, "unknown architecture 'alexnet'"),
         ({"weights": "/no/such/file"}, "--weights random"),
         ({"data": "/no/such/run"}, "raydistal index"),
@@ -245,7 +245,7 @@ def test_wrong_use(made, tmp_path, changes, message):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_that_is_not_there(made):
     with pytest.raises(UserError, match=r"no CUDA device here\. Use --device cpu"):
-        train.fit(config(made, compute=train.Compute(device="cuda")))
+        train.fit(config(made, compute=epochs.Compute(device="cuda")))
 
 
 def test_tables_that_cannot_be_learnt_from(tmp_path, write_run):
@@ -282,7 +282,7 @@ def test_workers_of_ray_train(made, teacher, tmp_path, cluster, num_workers):
     """One worker gives the bits of a run in this process; two learn as well, in step, and from a teacher."""
     teachers = (teacher,) if num_workers == 2 else ()
     teaching = Teaching(teachers=teachers, kd="contrastive", negatives=4, kd_weight=0.01)
-    compute = train.Compute(num_workers=num_workers)
+    compute = epochs.Compute(num_workers=num_workers)
     asked = config(made, out=str(tmp_path / "d"), compute=compute, teaching=teaching)
     summary = train.fit(asked)
     about = json.loads((tmp_path / "d/detector.json").read_text())
@@ -303,4 +303,4 @@ def test_workers_of_ray_train(made, teacher, tmp_path, cluster, num_workers):
 @pytest.mark.ray
 def test_trouble_in_a_worker_is_told(made, tmp_path, cluster):
     with pytest.raises(UserError, match="Lower --learning-rate"):
-        train.fit(config(made, out=str(tmp_path / "d"), learning_rate=1e30, compute=train.Compute(num_workers=1)))
+        train.fit(config(made, out=str(tmp_path / "d"), learning_rate=1e30, compute=epochs.Compute(num_workers=1)))

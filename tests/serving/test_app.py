@@ -317,4 +317,4 @@ def test_ctrl_c_ends_it_and_what_people_uploaded(app, clip):
     assert [path for path in app.folder.rglob("*") if path.is_file()]
     assert app.close()["url"] == f"{app.url}/"
     assert not list(app.folder.glob("raydistal-serve-*"))
-    assert [line.partition(" ")[0] for line in app.said().splitlines()] == ["serve:", "serve:"]
+    assert [line.partition(" ")[0] for line in app.said().splitlines()] == ["serve:", "serve:"], app.said()

@@ -35,6 +35,7 @@ def green(crops_NHWC):
 def judge(faces):
     faces = faces | {"sample": "even:6", "sample_fake": "even:1"}
     about = {"architecture": "vgg16", "digest": "0123456789abcdef", "input_px": INPUT_PX, "technique": "train"}
+    about["runtime"] = "torch"
     data = {"dataset": ["made up"], "synthetic": True, "faces": faces}
     return Judge("small", about | {"data": data, "threshold": {"video": 0.4, "frame": 0.6}}, brightness)
 
