@@ -317,4 +317,5 @@ def test_ctrl_c_ends_it_and_what_people_uploaded(app, clip):
     assert [path for path in app.folder.rglob("*") if path.is_file()]
     assert app.close()["url"] == f"{app.url}/"
     assert not list(app.folder.glob("raydistal-serve-*"))
-    assert [line.partition(" ")[0] for line in app.said().splitlines()] == ["serve:", "serve:"], app.said()
+    said = [line for line in app.said().splitlines() if "A worker died or was killed" not in line]  # by another test
+    assert [line.partition(" ")[0] for line in said] == ["serve:", "serve:"], app.said()
