@@ -18,9 +18,9 @@ from raydistal import tables
 pytestmark = pytest.mark.slow
 
 sys.path.append(str(Path(__file__).parents[1]))  # benchmarks are run from the repository, not installed
-clips, decode, detect, extract, extractors, plan, scale, train, verdicts = (
+clips, decode, detect, extract, extractors, scale, train, verdicts = (
     importlib.import_module(f"benchmarks.{name}")
-    for name in ("clips", "decode", "detect", "extract", "extractors", "plan", "scale", "train", "verdicts")
+    for name in ("clips", "decode", "detect", "extract", "extractors", "scale", "train", "verdicts")
 )
 
 SMALL_NETWORK = "timm:test_byobnet"
@@ -69,15 +69,6 @@ def test_extract() -> None:
         Console(), sizes=("small",), num_clips=1, num_videos=2, seconds=1, rounds=1, backbone=SMALL_NETWORK
     )
     check(ratios, 3 if importlib.util.find_spec("daft") else 2)
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
-def test_plan() -> None:
-    ratios = plan.run(
-        Console(), size="small", num_clips=1, num_videos=4, num_tried=2, seconds=1, backbone=SMALL_NETWORK
-    )
-    assert [ratio.bench for ratio in ratios] == ["plan", "plan"]  # of so little, CPU times differ by nothing
 
 
 @pytest.mark.ray
