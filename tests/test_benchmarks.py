@@ -1,6 +1,6 @@
 """The benchmarks run, on a clip of one second; what they measure does not matter here.
 
-naive takes minutes, compress an hour; serve starts an app of its own, as tests/serving/test_app.py does.
+naive and plan take minutes, compress an hour; serve starts an app of its own, as tests/serving/test_app.py does.
 """
 
 import importlib
