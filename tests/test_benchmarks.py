@@ -1,4 +1,4 @@
-"""The benchmarks run, on a clip of one second; what they measure does not matter here.
+"""The benchmarks run, on clips of a second or a few; what they measure does not matter here.
 
 naive and plan take minutes, compress an hour; serve starts an app of its own, as tests/serving/test_app.py does.
 """
@@ -59,7 +59,8 @@ def test_detect() -> None:
 
 
 def test_verdicts() -> None:
-    check(verdicts.run(Console(), size="small", num_clips=1, seconds=1, rounds=1, architecture="timm:test_resnet"), 2)
+    # 4 s, as CPU times come in hundredths of a second: to decode a second may take none.
+    check(verdicts.run(Console(), size="small", num_clips=1, seconds=4, rounds=1, architecture="timm:test_resnet"), 2)
 
 
 @pytest.mark.ray
