@@ -50,7 +50,7 @@ def describe(location: str) -> dict[str, Any]:
         "precision": about.get("precision", "float32"),
         "num_params": about["num_params"],
         "macs": count_macs(model) if isinstance(model, Detector) else about["macs"],
-        "size_mb": runtime.size_mb(location),
+        "size_mb": runtime.size_mb(location, about),
     }
 
 

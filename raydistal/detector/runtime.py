@@ -71,9 +71,9 @@ def load(location: str) -> tuple[Detector | Exported, dict[str, Any]]:
     return Exported(about["runtime"], content, about["input_px"]), about
 
 
-def size_mb(location: str) -> float:
-    """Of the file with the weights of a finished detector, 1e6 bytes."""
-    filesystem, path = storage.resolve(storage.join(location, FILES[checkpoint.read_about(location)["runtime"]]))
+def size_mb(location: str, about: Mapping[str, Any]) -> float:
+    """Of the file with the weights of a finished detector, 1e6 bytes; `about` is its detector.json."""
+    filesystem, path = storage.resolve(storage.join(location, FILES[about["runtime"]]))
     return float(filesystem.get_file_info(path).size) / 1e6
 
 

@@ -116,6 +116,7 @@ def fit(config: Config) -> dict[str, Any]:
             made = checkpoint.read_about(out)
             tables.refuse_other_config(out, checkpoint.INFO, made["settings"], settings)
             return _summary(out, made, began)
+        train.prepare_teachers(config.to_train(1, parent.architecture), faces["train"])  # refuses before the first cut
         for number in range(1, config.steps + 1):
             if not checkpoint.exists(config.step(number, "-pruned")):
                 _prune(config, number, parent, settings, faces["calibration"])
@@ -135,7 +136,6 @@ def _faces(config: Config, architecture: str) -> dict[str, pa.Table]:
     training = config.to_train(1, architecture)
     train.check_device(config.compute)
     faces = train.examples_of(training, train.videos_of(training))["train"]
-    train.prepare_teachers(training, faces)
     return {"train": faces, "calibration": choose(faces, Limits(max_faces=config.calibration), config.seed)}
 
 

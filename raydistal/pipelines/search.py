@@ -212,15 +212,11 @@ def _job(config: Config, val: pa.Table) -> Job:
 def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
     """The settings common to all trials: rows are comparable exactly if these are equal."""
     from raydistal.compression.teaching import find_teachers
-    from raydistal.detector import zoo
     from raydistal.detector.comparison import MIN_GROUPS
     from raydistal.detector.examples import fingerprint, list_faces
     from raydistal.features.backbones import state_digest
 
-    detector = zoo.create(config.architecture, config.training.weights, input_px=config.training.input_px)
-    recipe = config.training.to_train(config.data, "", config.architecture).full_recipe()
-    if recipe.greedy:
-        detector.groups()  # refused here, not in every trial
+    detector = config.training.create(config.architecture)
     train, val = (videos.filter(pc.equal(videos["split"], split)) for split in ("train", "val"))
     train_faces, val_faces = (list_faces(config.data, some) for some in (train, val))
     if 0 in tables.count_classes(val_faces["label"]):
@@ -235,7 +231,7 @@ def _settings(config: Config, videos: pa.Table) -> dict[str, Any]:
         "architecture": config.architecture,
         "input_px": detector.input_px,
         "weights_digest": state_digest(detector.state_dict()),
-        "recipe": recipe.settings(),
+        "recipe": config.training.to_train(config.data, "", config.architecture).full_recipe().settings(),
         "teachers": sorted(teacher.model_id for teacher in find_teachers(config.teaching.teachers)),
         "teaching": {name: value for name, value in teaching.items() if name not in {*spaces.QUANTITIES, "teachers"}},
         "pruning": dataclasses.asdict(config.pruning),

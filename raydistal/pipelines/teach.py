@@ -6,7 +6,6 @@
 A part that is there is done: a rerun does what is missing, and parts that belong to other faces than those there now.
 """
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -139,7 +138,7 @@ def _read(location: str, settings: dict[str, Any], name: str) -> Frames:
         rows = tables.read_part(location, name, ["video_id", "frame_index"])
     except (FileNotFoundError, pa.ArrowInvalid):
         return {}
-    return _frames(rows) if json.loads(rows.schema.metadata[b"raydistal"]) == settings else {}
+    return _frames(rows) if tables.made_with(location, name, rows.schema) == settings else {}
 
 
 def _frames(rows: pa.Table) -> Frames:

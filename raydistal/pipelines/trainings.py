@@ -22,6 +22,7 @@ from raydistal.progress import Progress
 
 if TYPE_CHECKING:
     from raydistal.detector.evaluated import Evaluation
+    from raydistal.detector.zoo import Detector
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -72,12 +73,17 @@ class Training:
 
     def check(self, architectures: Sequence[str]) -> None:
         """Raises UserError for an unknown network, or weights that cannot be read or downloaded."""
+        for architecture in architectures:
+            self.create(architecture)
+
+    def create(self, architecture: str) -> "Detector":
+        """A detector as trainings start from it. Raises UserError as `check`."""
         from raydistal.detector import zoo
 
-        for architecture in architectures:
-            detector = zoo.create(architecture, self.weights, input_px=self.input_px)
-            if self.to_train("", "", architecture).full_recipe().greedy:
-                detector.groups()
+        detector = zoo.create(architecture, self.weights, input_px=self.input_px)
+        if self.to_train("", "", architecture).full_recipe().greedy:
+            detector.groups()
+        return detector
 
 
 def check_asked(split: str, architectures: Sequence[str], **others: Sequence[object]) -> None:

@@ -133,7 +133,7 @@ def _make(job: Job, trial: Trial, on_epoch: Report) -> dict[str, Any]:
         **_measure(job, stages[-1], trial.id),
         "num_params": abouts[-1]["num_params"],
         "macs": counting.count_macs(checkpoint.load(made[-1])[0]),
-        "size_mb": runtime.size_mb(stages[-1]),
+        "size_mb": runtime.size_mb(stages[-1], checkpoint.read_about(stages[-1])),
         "epochs": len(abouts[0]["history"]) + sum(step["epochs"] for step in steps),
         "images": sum(about["cost"]["images"] for about in abouts),
     }

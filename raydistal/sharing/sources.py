@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyarrow import fs
 
 from raydistal import storage
 from raydistal.errors import MissingError, OtherFileError, UserError
@@ -55,9 +54,7 @@ def list_sizes(folder: str) -> dict[str, int]:
     Raises:
         UserError: the folder is not there, is empty, or cannot be listed.
     """
-    names = storage.list_files(folder)
-    infos = zip(names, storage.infos(folder, names), strict=True)
-    sizes = {name: info.size for name, info in infos if info.type == fs.FileType.File}  # a link may lead nowhere
+    sizes = {name: info.size for name, info in storage.list_infos(folder).items()}
     if not sizes:
         raise UserError(f"there are no files in {folder}. Point --videos at your copy of the dataset.")
     return sizes
