@@ -85,7 +85,7 @@ VERBS = (
     submit,
 )
 POSITIONAL: Any = tyro.conf.PositionalRequiredArgs
-MARKERS = {detect: [POSITIONAL], status: [POSITIONAL], compact: [POSITIONAL]}
+MARKERS = {status: [POSITIONAL], compact: [POSITIONAL]}
 MARKERS[submit] = [POSITIONAL, tyro.conf.UseAppendAction]  # else --env A --env B would be only B
 RUNS: dict[type, Callable[[Any], dict[str, Any]]] = {verb.Config: verb.run for verb in VERBS if verb is not submit}
 RUNS[submit.Config] = lambda config: submit.run(config, parse)

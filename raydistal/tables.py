@@ -82,11 +82,13 @@ def write_info(location: str, config: Config, **info: Any) -> None:
 
 
 def read_info(location: str) -> dict[str, Any]:
-    """`_table.json`, or {} while the table is incomplete or absent."""
+    """`_table.json`, or {} while the table is incomplete or absent. Raises UserError if it is of something else."""
     try:
         return dict(json.loads(storage.read_bytes(storage.join(location, INFO))))
     except FileNotFoundError:
         return {}
+    except (ValueError, TypeError) as error:  # not JSON, no object
+        raise UserError(f"{storage.join(location, INFO)} was not written by raydistal, or is damaged: {error}") from error
 
 
 def versions() -> dict[str, str]:

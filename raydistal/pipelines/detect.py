@@ -18,10 +18,11 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import tyro
 from pyarrow import csv, fs
 
 from raydistal import schemas, storage, tables
@@ -47,16 +48,17 @@ ACTORS_PER_GPU = 8  # each decodes on its own CPU, to keep the GPU busy; each ha
 NUM_SHOWN = 40  # rows on the terminal; all are in the table
 NUM_EXPLAINED = 8
 RESULT = "verdict.json"
+MANY = tyro.conf.arg(metavar="VIDEO ...", help_behavior_hint="(required)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Tell whether the faces in videos and pictures are fake."""
 
-    videos: tuple[str, ...]
+    videos: Annotated[tuple[str, ...], tyro.conf.Positional, MANY]
     """Videos, pictures and folders of them, local or s3://..."""
-    detector: str = ""
-    """Directory of a detector, trained or exported, local or s3://... Required."""
+    detector: str
+    """Directory of a detector, trained or exported, local or s3://..."""
     out: str = "detected"
     """Folder to write: OUT/verdicts, OUT/verdicts.csv, and a folder of results per video in OUT/results."""
     examination: examine.Settings = field(default_factory=examine.Settings)

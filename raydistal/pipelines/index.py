@@ -34,7 +34,7 @@ class Config:
             raise UserError("--videos and --out must not be empty")
         if "/" in self.dataset:
             raise UserError(f"--dataset {self.dataset!r} must not contain a slash")
-        if min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
+        if not (all(share >= 0 for share in self.split) and abs(sum(self.split) - 1) <= 1e-6):  # nan: neither
             raise UserError(f"--split {self.split} must be three shares, none negative, that sum to 1")
         storage.refuse_credentials("--videos", self.videos)
 

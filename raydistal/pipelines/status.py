@@ -9,7 +9,9 @@ import re
 import time
 import zipfile
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,7 +48,8 @@ def run(config: Config) -> Told:
     """Prints a table on stderr and returns what it says.
 
     Raises:
-        UserError: the folder holds no table and no detector, or cannot be listed.
+        UserError: the folder holds no table and no detector, or files of other programs by their names, or cannot be
+            listed.
     """
     out = storage.absolute(config.out)
     names = storage.list_files(out)
@@ -71,7 +74,9 @@ def run(config: Config) -> Told:
         if f"{name}/{tables.INFO}" in names and (info := tables.read_info(storage.join(out, name))):
             found[name] = {"rows": info["num_rows"]}  # a table that is written in one go
     if {DETECTOR, CHECKPOINT} & tops:
-        found["detector"] = _finished(out) if DETECTOR in tops else _under_way(out)
+        name, read = (DETECTOR, _finished) if DETECTOR in tops else (CHECKPOINT, _under_way)
+        with _ours(storage.join(out, name)):
+            found["detector"] = read(out)
     finished, begun = (
         {name.rpartition("/")[0] for name in names if name.endswith(f"/{end}")} for end in (DETECTOR, CHECKPOINT)
     )
@@ -83,6 +88,17 @@ def run(config: Config) -> Told:
     return found
 
 
+@contextmanager
+def _ours(location: str) -> Iterator[None]:
+    """Refuses a file whose content is not what raydistal writes under that name."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # not JSON, no archive, no pickle, other keys
+        raise UserError(f"{location} was not written by raydistal, or is damaged: {error!r}") from error
+
+
 def _writers(out: str, names: list[str]) -> list[Told]:
     """The processes that claim the folder or a table in it, and the time since their last sign of life."""
     found = []
@@ -92,11 +108,12 @@ def _writers(out: str, names: list[str]) -> list[Told]:
             continue
         filesystem, path = storage.resolve(storage.join(out, name))
         try:
-            held = json.loads(storage.read_bytes(storage.join(out, name)))
+            with _ours(storage.join(out, name)):
+                held = json.loads(storage.read_bytes(storage.join(out, name)))
+                told = {"table": table, "host": held["host"], "pid": held["pid"]}
         except FileNotFoundError:  # the claim was just released
             continue
         silent_s = max(0.0, time.time() - (filesystem.get_file_info(path).mtime_ns or 0) * 1e-9)
-        told = {"table": table, "host": held["host"], "pid": held["pid"]}
         found.append(told | {"silent_s": round(silent_s, 1), "alive": silent_s < STALE_S})
     return found
 
