@@ -83,12 +83,13 @@ def write_info(location: str, config: Config, **info: Any) -> None:
 
 def read_info(location: str) -> dict[str, Any]:
     """`_table.json`, or {} while the table is incomplete or absent. Raises UserError if it is of something else."""
+    place = storage.join(location, INFO)
     try:
-        return dict(json.loads(storage.read_bytes(storage.join(location, INFO))))
+        return dict(json.loads(storage.read_bytes(place)))
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:  # not JSON, no object
-        raise UserError(f"{storage.join(location, INFO)} was not written by raydistal, or is damaged: {error}") from error
+        raise UserError(f"{place} was not written by raydistal, or is damaged: {error}") from error
 
 
 def versions() -> dict[str, str]:

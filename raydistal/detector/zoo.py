@@ -8,13 +8,13 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raydistal.errors import UserError
 from raydistal.features.backbones import WAYS_OUT, find_misfit, imagenet_state, read_state, timm_config
+from raydistal.features.libraries import timm
 
 MIN_PX, MAX_PX = 32, 1024
 

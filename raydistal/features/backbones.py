@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
-import torchvision
 from torch import nn
 
 from raydistal import storage
 from raydistal.errors import UserError
+from raydistal.features.libraries import timm, torchvision
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WAYS_OUT = (
@@ -193,8 +193,6 @@ def timm_config(name: str) -> Any:
     Raises:
         UserError: timm has no such model, or no such weights for it.
     """
-    import timm
-
     name = name.removeprefix("timm:")
     if not timm.is_model(name):
         close = timm.list_models(f"*{name[:5]}*")[:5]
@@ -207,8 +205,6 @@ def timm_config(name: str) -> Any:
 
 
 def _timm(name: str, **options: Any) -> nn.Module:
-    import timm
-
     timm_config(name)  # says what is wrong with the name
     model: nn.Module = timm.create_model(name.removeprefix("timm:"), **options)
     return model
