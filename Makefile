@@ -1,6 +1,8 @@
 # Only Python 3.11+ and make are needed; everything goes into .venv
 PYTHON ?= python3
 BIN := .venv/bin
+# Python compiles a module when it is first used: most of them never are, and all of them take most of a minute
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
 
 .PHONY: demo test fast coverage lint bench soak autoscale clean
 
@@ -36,10 +38,10 @@ clean:
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "raydistal needs Python 3.11 or later: make PYTHON=python3.12 ..."'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(INSTALL) .
 	$(BIN)/python -c 'import torchvision'
 	touch $@
 
 .venv/installed-dev .venv/installed-bench: .venv/installed-%: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(INSTALL) '.[$*]'
 	touch $@
