@@ -31,7 +31,7 @@ class Progress:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.num_done, self.note = 0, ""
-        self.told: tuple[int, str] | None = None
+        self.last_line: tuple[int, str] | None = None
         self.began = self.line_at = time.monotonic()
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), _Rate(unit))
@@ -56,9 +56,9 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        if self.told == (self.num_done, self.note):  # the last line said the same
+        if self.last_line == (self.num_done, self.note):  # the last line said the same
             return
-        self.line_at, self.told = time.monotonic(), (self.num_done, self.note)
+        self.line_at, self.last_line = time.monotonic(), (self.num_done, self.note)
         rate = self.num_done / max(self.line_at - self.began, 1e-9)
         left = f", {(self.total - self.num_done) / rate:.0f} s left" if 0 < self.num_done < self.total else ""
         note = f", {self.note}" if self.note else ""

@@ -162,7 +162,7 @@ def _text(value: Any) -> str:
         return ", ".join(map(_text, value))
     if isinstance(value, float):
         return f"{value:.4g}"
-    said = "".join(char if char.isprintable() else " " for char in str(value))
+    text = "".join(char if char.isprintable() else " " for char in str(value))
     for char, stands_for in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("*", "\\*")):
-        said = said.replace(char, stands_for)
-    return said
+        text = text.replace(char, stands_for)
+    return text

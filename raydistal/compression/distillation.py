@@ -217,13 +217,13 @@ class Panel:
     @torch.no_grad()
     def __call__(self, crops: Mapping[int, npt.NDArray[Any]]) -> list[Outputs]:
         """Each teacher's outputs, in float32, for the same N faces, given as (N, S, S, 3) for each input size S."""
-        said = []
+        per_teacher = []
         for detector in self.detectors:
             crops_NHWC = torch.tensor(crops[detector.input_px]).to(self.device)
             with self._autocast:
                 found = outputs(detector, crops_NHWC)
-            said.append(Outputs(*(values.float() for values in found)))
-        return said
+            per_teacher.append(Outputs(*(values.float() for values in found)))
+        return per_teacher
 
 
 @torch.no_grad()
@@ -285,13 +285,13 @@ class Distillation(TeacherLoss):
         if self._panel:
             sizes_px = {detector.input_px for detector in self._panel.detectors}
             return self._panel({px: batch.teaching.get(f"crops_{px}", batch.crops_NHWC) for px in sizes_px})
-        said = []
+        per_teacher = []
         for number in range(self._num_teachers):
             logit_N = batch.teaching[f"logit_{number}"]
             embedding_ND = batch.teaching.get(f"embedding_{number}", logit_N[:, None][:, :0])
             found = (torch.tensor(values).to(self.device, torch.float32) for values in (logit_N, embedding_ND))
-            said.append(Outputs(*found))
-        return said
+            per_teacher.append(Outputs(*found))
+        return per_teacher
 
     def forward(
         self, hard_loss: torch.Tensor, student: Outputs, label_N: torch.Tensor, teachers: Sequence[Outputs]

@@ -97,7 +97,7 @@ def check_parity(detector: Detector, model: Exported, seed: int = 0) -> dict[str
     """
     rng = np.random.default_rng(seed)
     logits, expected = start(model), start(detector)
-    told: dict[str, Any] = {"batch_sizes": list(BATCH_SIZES[model.runtime]), "max_abs": 0.0, "max_relative": 0.0}
+    parity: dict[str, Any] = {"batch_sizes": list(BATCH_SIZES[model.runtime]), "max_abs": 0.0, "max_relative": 0.0}
     for num_crops in BATCH_SIZES[model.runtime]:
         coarse = rng.integers(0, 256, (num_crops, 8, 8, 3), dtype=np.uint8)
         size_px = (model.input_px, model.input_px)
@@ -110,9 +110,9 @@ def check_parity(detector: Detector, model: Exported, seed: int = 0) -> dict[str
                 f"the exported model does not say what {detector.architecture} says: logits differ by "
                 f"{error_N.max():.3g} for {num_crops} crops. It was not kept; use another --runtime or architecture."
             )
-        told["max_abs"] = max(told["max_abs"], float(error_N.max()))
-        told["max_relative"] = max(told["max_relative"], relative)
-    return told
+        parity["max_abs"] = max(parity["max_abs"], float(error_N.max()))
+        parity["max_relative"] = max(parity["max_relative"], relative)
+    return parity
 
 
 @contextmanager

@@ -231,11 +231,11 @@ def drift(
     change_N = np.abs(after_N - before_N)
     # Logits of a detector that has learnt little may not correlate though hardly anything changed: that is no failure.
     if not change_N.max() <= SMALL_CHANGE and not (correlation or 0) >= MIN_CORRELATION:
-        said = "it says the same of all faces" if correlation is None else f"its logits correlate by {correlation:.2f}"
+        why = "it says the same of all faces" if correlation is None else f"its logits correlate by {correlation:.2f}"
         if not np.isfinite(int8_logit_N).all():
-            said = "it gives no numbers"
+            why = "it gives no numbers"
         raise UserError(
-            f"quantization failed: {said}, compared with the float detector. It was not kept. Use more --calibration "
+            f"quantization failed: {why}, compared with the float detector. It was not kept. Use more --calibration "
             "faces, or --precision int8-qat."
         )
     has_both = len(np.unique(label_N)) == 2

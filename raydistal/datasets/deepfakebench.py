@@ -91,8 +91,8 @@ def read(root: str, files: Sequence[str]) -> tuple[list[Entry], list[str]]:
 
 def _entry(path: str, frame: _Frame, family: str, group_of: Mapping[str, str], split: str) -> Entry:
     is_fake = not frame.label.casefold().endswith("real")
-    told = (pattern.fullmatch(frame.video) for pattern in (PAIR, *PERSON))
-    shown = f"{family}/{next((match[1] for match in told if match), frame.video)}"
+    name_matches = (pattern.fullmatch(frame.video) for pattern in (PAIR, *PERSON))
+    shown = f"{family}/{next((match[1] for match in name_matches if match), frame.video)}"
     return Entry(
         path=path,
         label=int(is_fake),

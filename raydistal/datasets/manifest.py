@@ -127,8 +127,10 @@ def _translate(
     values = pc.unique(column)
     place = pc.index_in(column, value_set=values)
     first_U = np.unique(place.to_numpy(), return_index=True)[1]
-    told = [translate(value.as_py(), f"{location}, row {row + 1}") for value, row in zip(values, first_U, strict=True)]
-    return pa.array(told, type).take(place)
+    translated = [
+        translate(value.as_py(), f"{location}, row {row + 1}") for value, row in zip(values, first_U, strict=True)
+    ]
+    return pa.array(translated, type).take(place)
 
 
 def _split(value: str | None, where: str) -> str | None:

@@ -189,16 +189,18 @@ def verdict(
     word = conclude(versus, low, high, margin) if enough and beats_chance else "cannot tell"
     if word == "cannot tell":
         question = "as good as" if versus == "full" else "better than"
-        said = [f"{architecture}: it cannot be told whether {name} is {question} {NAMES[versus]}."]
+        sentences = [f"{architecture}: it cannot be told whether {name} is {question} {NAMES[versus]}."]
     else:
-        said = [f"{architecture}: {name} is {word} {'to' if versus == 'full' else 'than'} {NAMES[versus]}."]
+        sentences = [f"{architecture}: {name} is {word} {'to' if versus == 'full' else 'than'} {NAMES[versus]}."]
     if not enough:
         of_class = " of one class" if metric == "auc" else ""
-        said.append(f"The test split has {difference.num_groups} groups{of_class}, at least {MIN_GROUPS} are needed.")
+        sentences.append(
+            f"The test split has {difference.num_groups} groups{of_class}, at least {MIN_GROUPS} are needed."
+        )
     if not beats_chance:
-        said.append("Trained on neither set does it tell real from fake better than chance.")
+        sentences.append("Trained on neither set does it tell real from fake better than chance.")
     if difference.num_seeds == 1:
-        said.append("With one seed, the variation from training to training is not covered.")
+        sentences.append("With one seed, the variation from training to training is not covered.")
     return {
         "architecture": architecture,
         "set": name,
@@ -209,5 +211,5 @@ def verdict(
         "high": high,
         "margin": margin if versus == "full" else None,
         "verdict": word,
-        "text": " ".join(said),
+        "text": " ".join(sentences),
     }

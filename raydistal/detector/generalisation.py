@@ -98,16 +98,16 @@ def _sentence(
     fakes = f"fakes of {method}" if method else "fakes, in the mean of the methods,"
     how = {"non-inferior": "are found as well", "inferior": "are found less well"}
     if word in how:
-        said = [f"{architecture}: {fakes} {how[word]} by detectors that never learnt from them."]
+        sentences = [f"{architecture}: {fakes} {how[word]} by detectors that never learnt from them."]
     else:
-        said = [f"{architecture}: it cannot be told whether {fakes} are found as well without learning from them."]
+        sentences = [f"{architecture}: it cannot be told whether {fakes} are found as well without learning from them."]
     if difference.num_groups < MIN_GROUPS:
-        said.append(
+        sentences.append(
             f"The test split has {difference.num_groups} groups of one class, at least {MIN_GROUPS} are needed."
         )
     elif not is_unseen_found:
         who = "Detectors trained without them" if is_seen_found else "Even detectors trained on them"
-        said.append(f"{who} are not shown to beat chance on them.")
+        sentences.append(f"{who} are not shown to beat chance on them.")
     if difference.num_seeds == 1:
-        said.append("With one seed, the variation from training to training is not covered.")
-    return " ".join(said)
+        sentences.append("With one seed, the variation from training to training is not covered.")
+    return " ".join(sentences)

@@ -142,8 +142,8 @@ def _subsets(config: Config, videos: pa.Table) -> list[Subset]:
     num_faces_V = count_faces(videos, tables.read_table(faces, "extract", ["video_id", "frame_index"]))
     check("full", videos, videos, num_faces_V, max([1, *(num // 2 for num in config.faces)]))
     subsets = [Subset(name="full", kind="full", videos=[videos] * config.seeds, share=1.0)]
-    for asked in config.sets:
-        name, distilled = _distilled(config, asked, videos)
+    for share_or_location in config.sets:
+        name, distilled = _distilled(config, share_or_location, videos)
         check(name, distilled, videos, num_faces_V)
         share = len(distilled) / len(videos)
         subsets.append(Subset(name=name, kind="distilled", videos=[distilled] * config.seeds, share=share))
@@ -162,12 +162,12 @@ def _subsets(config: Config, videos: pa.Table) -> list[Subset]:
     return subsets
 
 
-def _distilled(config: Config, asked: str, videos: pa.Table) -> tuple[str, pa.Table]:
+def _distilled(config: Config, share_or_location: str, videos: pa.Table) -> tuple[str, pa.Table]:
     """Name and videos of a distilled set."""
     from raydistal.selection.ranking import cut
 
-    ratio = _ratio(asked)
-    location = storage.join(config.data, "ranking") if ratio is not None else asked
+    ratio = _ratio(share_or_location)
+    location = storage.join(config.data, "ranking") if ratio is not None else share_or_location
     found = tables.read_table(location, "select").sort_by("rank")
     row_N = pc.index_in(found["video_id"], value_set=videos["video_id"])
     if row_N.null_count:
@@ -177,7 +177,7 @@ def _distilled(config: Config, asked: str, videos: pa.Table) -> tuple[str, pa.Ta
         )
     if ratio is not None:
         return f"distill-{100 * ratio:g}", cut(found, videos, ratio, tables.read_info(location)["config"]["arrange"])
-    parts = storage.resolve(asked)[1].split("/")
+    parts = storage.resolve(share_or_location)[1].split("/")
     name = parts[-2] if parts[-1] == "distilled" and len(parts) > 1 else parts[-1]
     return name, schemas.conform(videos.take(row_N).append_column("rank", found["rank"]), schemas.DISTILLED)
 

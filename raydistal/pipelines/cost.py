@@ -62,8 +62,8 @@ def run(config: Config) -> dict[str, Any]:
         if info := tables.read_info(place):
             tables.refuse_other_config(place, tables.INFO, info["config"], settings)
         else:
-            rows, told = _measure(config, known)
-            tables.write_table(place, rows, settings, **told)
+            rows, conditions = _measure(config, known)
+            tables.write_table(place, rows, settings, **conditions)
         page = report.write(out)
     rows = tables.read_table(place, "cost")
     names_shown = ("detector", "device", "batch_size", "size_mb", "median_ms", "ratio")
@@ -100,7 +100,7 @@ def _measure(config: Config, known: dict[str, dict[str, Any]]) -> tuple[pa.Table
         baseline_ms = found.get(case._replace(number=0)) or found[Case(0, "cpu", case.batch_size)]
         place = {"detector": name, "device": case.device, "batch_size": case.batch_size}
         rows.append(place | one | summarise(rounds_ms, baseline_ms))
-    told = conditions_before | {"load_average_after": conditions()["load_average"]}
-    told |= {"locations": dict(zip(known, locations, strict=True))}
-    told |= {"runs": {"single": RUNS_SINGLE, "batch": RUNS_BATCH}}
-    return schemas.conform(pa.Table.from_pylist(rows), schemas.COST), told
+    all_conditions = conditions_before | {"load_average_after": conditions()["load_average"]}
+    all_conditions |= {"locations": dict(zip(known, locations, strict=True))}
+    all_conditions |= {"runs": {"single": RUNS_SINGLE, "batch": RUNS_BATCH}}
+    return schemas.conform(pa.Table.from_pylist(rows), schemas.COST), all_conditions

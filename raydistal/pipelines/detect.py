@@ -143,17 +143,17 @@ def _is_few(pending: pa.Table) -> bool:
 def _made_with(config: Config, about: dict[str, Any]) -> dict[str, Any]:
     from raydistal.detector import checkpoint
 
-    asked, faces = config.examination, about["data"]["faces"]
+    examination, faces = config.examination, about["data"]["faces"]
     return {
         "model_id": checkpoint.model_id(about),
         "threshold": about["threshold"]["video"],
         "faces": faces,
-        "sample": asked.sample or faces["sample"],
-        "timeline": asked.timeline,
-        "band": asked.band,
-        "draw": asked.draw,
+        "sample": examination.sample or faces["sample"],
+        "timeline": examination.timeline,
+        "band": examination.band,
+        "draw": examination.draw,
         "heatmaps": config.heatmaps,
-        "draw_heat": asked.draw_heat,
+        "draw_heat": examination.draw_heat,
     }
 
 
@@ -271,7 +271,7 @@ class Examiner:
         row = dict.fromkeys(schemas.VERDICTS.names) | video | {"model_id": self.job.made_with["model_id"]}
         try:
             with _publishing(storage.join(out, *folder.split("/")), claim) as made:
-                row |= _told(self._examine(video, made, title)) | {"folder": folder}
+                row |= _row(self._examine(video, made, title)) | {"folder": folder}
         except VideoError as failure:
             row |= {"status": failure.status, "error": str(failure)}
         row["seconds"] = time.monotonic() - began
@@ -349,16 +349,16 @@ def _safe_name(uri: str) -> str:
     return re.sub(r"[^\w.-]+", "_", stem)[:40].strip("._-") or "video"
 
 
-def _told(result: dict[str, Any]) -> dict[str, Any]:
+def _row(result: dict[str, Any]) -> dict[str, Any]:
     """The table row for a result."""
     video, tracks = result["video"], result["tracks"]
     judged = [track for track in tracks if track["is_judged"]]
     verdicts = Counter(track["verdict"] for track in judged)
-    told = {name: video[name] for name in ("width_px", "height_px", "num_frames", "duration_s", "is_picture")}
-    told |= {name: result[name] for name in ("status", "error", "verdict", "probability", "reason")}
-    told |= {"num_tracks": len(tracks), "num_judged_tracks": len(judged), "num_faces": len(result["timeline"])}
-    told |= {"num_fake_tracks": verdicts["fake"], "num_unsure_tracks": verdicts["unsure"]}
-    return told | {"max_track_probability": max((track["probability"] for track in judged), default=None)}
+    row = {name: video[name] for name in ("width_px", "height_px", "num_frames", "duration_s", "is_picture")}
+    row |= {name: result[name] for name in ("status", "error", "verdict", "probability", "reason")}
+    row |= {"num_tracks": len(tracks), "num_judged_tracks": len(judged), "num_faces": len(result["timeline"])}
+    row |= {"num_fake_tracks": verdicts["fake"], "num_unsure_tracks": verdicts["unsure"]}
+    return row | {"max_track_probability": max((track["probability"] for track in judged), default=None)}
 
 
 # --- all videos
@@ -369,11 +369,11 @@ def _examine_all(job: Job, networks: Networks, pending: pa.Table) -> None:
         _here(job, networks, pending)
         return
     connect()
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     with Progress("detect", len(pending), unit="videos") as progress:
         for rows in _on_cluster(job, networks, pending):
-            told.update(_counts(rows))
-            note = ", ".join(f"{told[name]} {name}" for name in ("fake", "unsure", "failed") if told[name])
+            counts.update(_counts(rows))
+            note = ", ".join(f"{counts[name]} {name}" for name in ("fake", "unsure", "failed") if counts[name])
             progress.advance(len(rows), note)
 
 

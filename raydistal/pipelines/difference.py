@@ -79,7 +79,7 @@ def run(config: Config) -> dict[str, Any]:
         storage.join(out, "difference"),
         pa.Table.from_pylist(rows, schemas.DIFFERENCE),
         dataclasses.asdict(config),
-        detectors=[one | _told(pair[one["name"]]) for one in detectors],
+        detectors=[one | _learnt(pair[one["name"]]) for one in detectors],
         data=evaluation.info["data"],
         protocol=protocol | {"text": f"{protocol['text']} {remark}"},
     )
@@ -93,7 +93,7 @@ def _seen(slice_: str, datasets: list[str], before: "Learnt", after: "Learnt") -
     return {"seen_before": before.has_seen(datasets, method), "seen_after": after.has_seen(datasets, method)}
 
 
-def _told(learnt: "Learnt") -> dict[str, Any]:
+def _learnt(learnt: "Learnt") -> dict[str, Any]:
     sets = {"datasets": sorted(learnt.datasets), "methods": sorted(learnt.methods)}
     return {"learnt": sets | {"is_all": learnt.is_all}}
 

@@ -248,7 +248,7 @@ class Board:
     """Actor between the workers and the driver: what they tell it, and whether they should give up."""
 
     def __init__(self) -> None:
-        self._told: list[tuple[int, str]] = []
+        self._reports: list[tuple[int, str]] = []
         self._trouble: Exception | None = None
         self._starts: dict[int, int] = {}
 
@@ -260,12 +260,12 @@ class Board:
 
     def tell(self, num: int, note: str) -> None:
         """Of a worker: see `Tell`."""
-        self._told.append((num, note))
+        self._reports.append((num, note))
 
     def take(self) -> list[tuple[int, str]]:
         """Everything told since the last call."""
-        told, self._told = self._told, []
-        return told
+        reports, self._reports = self._reports, []
+        return reports
 
     def stop(self, trouble: Exception) -> None:
         """Ends the training: another start would fail in the same way."""
@@ -297,7 +297,7 @@ def _worker(given: dict[str, Any]) -> None:
     options.enable_progress_bars = False
     try:
         feed = partial(_feed, job=given["job"])
-        _work(job, state, feed, lambda *told: board.tell.remote(*told), ray.train.torch.get_device().type)
+        _work(job, state, feed, lambda *report: board.tell.remote(*report), ray.train.torch.get_device().type)
     except UserError as error:
         ray.get(board.stop.remote(error))
         raise
@@ -352,7 +352,7 @@ def _work(
         began = time.monotonic()
         windows = shuffled_shares(part_N, num_workers, job.seed, training.epoch)[training.rank]
         chunks = feed("train", windows, training.epoch)
-        fitted = training.fit(_told(rebatch(chunks, batch_size, min_last=2), tell, training))
+        fitted = training.fit(_reporting(rebatch(chunks, batch_size, min_last=2), tell, training))
         windows = plain_shares(len(job.val), num_workers)[training.rank]
         measured = training.measure(rebatch(feed("val", windows, None), batch_size))
         spent = {"seconds": time.monotonic() - began, "num_workers": num_workers}
@@ -384,7 +384,7 @@ def _teacher_loss(job: Job, student: "Detector", device: str) -> "TeacherLoss | 
     )
 
 
-def _told(batches: Iterator["Batch"], tell: Tell, training: "Training") -> Iterator["Batch"]:
+def _reporting(batches: Iterator["Batch"], tell: Tell, training: "Training") -> Iterator["Batch"]:
     for batch in batches:
         yield batch
         if training.rank == 0:  # all processes are in step

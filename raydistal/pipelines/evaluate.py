@@ -242,8 +242,8 @@ def _score(config: Config, data: Data, tables_: list[Scores], claim: tables.Clai
         claim.check()
         counts = tables.count_values(ledger["status"])
         seconds = round(time.monotonic() - began, 1)
-        told = {"num_rows": len(ledger), "num_new": len(missing), "counts": counts, "seconds": seconds}
-        tables.write_info(scores.location, scores.settings, faces_counts=data.faces["counts"], **told)
+        info = {"num_rows": len(ledger), "num_new": len(missing), "counts": counts, "seconds": seconds}
+        tables.write_info(scores.location, scores.settings, faces_counts=data.faces["counts"], **info)
 
 
 def _stream(
@@ -334,7 +334,7 @@ def _measure(config: Config, detectors: list[Known], datasets: list[Data]) -> No
     info |= {"protocol": _protocol(config, datasets), "curves": [], "worst": []}
     for data in datasets:
         weight_BV = bootstrap_weights(data.videos["group_id"].to_numpy(), config.bootstrap, config.seed)
-        told = _about_data(config, data)
+        about_data = _about_data(config, data)
         for scores in _scores(config, detectors, data):
             name, model_id = scores.detector.name, scores.detector.model_id
             found = tables.read_table(scores.location, "evaluate", ["video_id", "frame_index", "frame_probability"])
@@ -346,18 +346,18 @@ def _measure(config: Config, detectors: list[Known], datasets: list[Data]) -> No
                 fixed |= {"split": config.split, "level": level}
                 rows += [fixed | one._asdict() for one in measured]
                 info["curves"].append({"detector": name, "data": data.name, "level": level} | of_level.curves())
-                told["num_resamples_skipped"][level] = num_skipped
+                about_data["num_resamples_skipped"][level] = num_skipped
             info["worst"] += [{"detector": name, "data": data.name} | frame for frame in outcome.worst(NUM_WORST)]
-            told["num_without_faces"] = outcome.num_without_faces
-        info["data"].append(told)
+            about_data["num_without_faces"] = outcome.num_without_faces
+        info["data"].append(about_data)
     table = schemas.conform(pa.Table.from_pylist(rows), schemas.METRICS)
     tables.write_table(place, table, settings, **info)
 
 
 def _about(detector: Known) -> dict[str, Any]:
     names = ("architecture", "num_params", "input_px", "threshold", "cost")
-    told = {"name": detector.name, "location": detector.location, "model_id": detector.model_id}
-    return told | {name: detector.about[name] for name in names} | {"synthetic": detector.about["data"]["synthetic"]}
+    about = {"name": detector.name, "location": detector.location, "model_id": detector.model_id}
+    return about | {name: detector.about[name] for name in names} | {"synthetic": detector.about["data"]["synthetic"]}
 
 
 def _about_data(config: Config, data: Data) -> dict[str, Any]:
@@ -386,8 +386,8 @@ def _protocol(config: Config, datasets: list[Data]) -> dict[str, str]:
     ids = [_protocol_id(config, data) for data in datasets]
     faces = []
     for data in datasets:
-        told = ", ".join(f"{name} {value}" for name, value in sorted(tables.crop_settings(data.faces).items()))
-        faces.append(f"Faces of {data.name}: {told}.")
+        settings = ", ".join(f"{name} {value}" for name, value in sorted(tables.crop_settings(data.faces).items()))
+        faces.append(f"Faces of {data.name}: {settings}.")
     no_face = {
         "unsure": "A video without a usable face counts with the probability 0.5, and as an error where it is decided.",
         "skip": "Videos without a usable face are left out.",

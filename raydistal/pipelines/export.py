@@ -101,9 +101,9 @@ def run(config: Config) -> dict[str, Any]:
         else:
             about = _export(config, detector, parent, faces, settings)
         card.write(out, about, config.evaluation)
-    told = {"detector": out, **{name: about[name] for name in ("size_mb", "num_params", "macs")}}
+    summary = {"detector": out, **{name: about[name] for name in ("size_mb", "num_params", "macs")}}
     checked = {"parity": about["parity"]} if about["parity"] else {"drift": about["quantization"]["drift"]}
-    return told | checked | {"seconds": round(time.monotonic() - began, 1), "card": storage.join(out, card.MARKDOWN)}
+    return summary | checked | {"seconds": round(time.monotonic() - began, 1), "card": storage.join(out, card.MARKDOWN)}
 
 
 def _settings(config: Config, model_id: str, faces: Faces | None) -> dict[str, Any]:

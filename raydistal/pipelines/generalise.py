@@ -179,8 +179,8 @@ def _rows(one: Trained, results: "Results") -> list[dict[str, Any]]:
         recall = weighted_accuracy(
             results.label_V[is_fake_V], results.probability_V[is_fake_V], results.threshold, one_1M
         )
-        told = {"tested": method, "num_fake": int(is_fake_V.sum()), "auc": float(auc[0]), "recall": float(recall[0])}
-        rows.append(fixed | told)
+        row = {"tested": method, "num_fake": int(is_fake_V.sum()), "auc": float(auc[0]), "recall": float(recall[0])}
+        rows.append(fixed | row)
     return rows
 
 

@@ -83,7 +83,7 @@ class Config:
             raise UserError("need --seed and --num-workers of 0 or more, and --batch-size of 1 or more")
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """What is to be looked at."""
 
     detectors: list[dict[str, Any]]
@@ -103,27 +103,27 @@ def run(config: Config) -> dict[str, Any]:
     from raydistal.report import heatmaps as report
 
     began = time.monotonic()
-    asked = _asked(config)
+    request = _request(config)
     out = storage.absolute(config.out)
     with tables.sole_writer(out) as claim:
-        if tables.read_info(storage.join(out, "heatmaps")).get("fingerprint") != tables.fingerprint(asked.settings):
-            shown = _choose(config, asked.videos)
-            rows = _look(config, asked, shown)
+        if tables.read_info(storage.join(out, "heatmaps")).get("fingerprint") != tables.fingerprint(request.settings):
+            shown = _choose(config, request.videos)
+            rows = _look(config, request, shown)
             claim.check()
             place, table = storage.join(out, "heatmaps"), pa.Table.from_pylist(rows, schemas.HEATMAPS)
-            tables.write_table(place, table, asked.settings, detectors=asked.detectors, data=_about(asked))
+            tables.write_table(place, table, request.settings, detectors=request.detectors, data=_about(request))
         page = report.write(out)
-    counts = {"detectors": len(asked.detectors), "videos": len(asked.videos)}
+    counts = {"detectors": len(request.detectors), "videos": len(request.videos)}
     return counts | {"seconds": round(time.monotonic() - began, 1), "report": page}
 
 
-def _about(asked: Asked) -> dict[str, Any]:
-    datasets = sorted(set(asked.videos["dataset"].to_pylist()))
-    told = {"datasets": datasets, "synthetic": schemas.SYNTHETIC in datasets}
-    return told | {"location": asked.settings["data"], "num_videos": len(asked.videos)}
+def _about(request: Request) -> dict[str, Any]:
+    datasets = sorted(set(request.videos["dataset"].to_pylist()))
+    about = {"datasets": datasets, "synthetic": schemas.SYNTHETIC in datasets}
+    return about | {"location": request.settings["data"], "num_videos": len(request.videos)}
 
 
-def _asked(config: Config) -> Asked:
+def _request(config: Config) -> Request:
     storage.refuse_input(config.out, (*config.detectors, config.data))
     columns = ["video_id", "dataset", "label", "method", "group_id", "split"]
     videos = tables.read_table(storage.join(config.data, "videos"), "index", columns)
@@ -131,7 +131,7 @@ def _asked(config: Config) -> Asked:
     if not len(videos):
         raise UserError(f"split {config.split!r} of {config.data} has no labelled videos. See --split.")
     names = storage.distinct_names("--detectors", config.detectors)
-    detectors = [_told(location, name, videos) for location, name in zip(config.detectors, names, strict=True)]
+    detectors = [_detector(location, name, videos) for location, name in zip(config.detectors, names, strict=True)]
     faces = tables.faces_info(config.data, with_crops=True)
     videos = with_parts(config.data, videos, f"split {config.split!r}")
     is_real = pc.equal(videos["label"], 0)
@@ -147,10 +147,10 @@ def _asked(config: Config) -> Asked:
         "faces": config.faces,
         "seed": config.seed,
     }
-    return Asked(detectors, videos, settings)
+    return Request(detectors, videos, settings)
 
 
-def _told(location: str, name: str, videos: pa.Table) -> dict[str, Any]:
+def _detector(location: str, name: str, videos: pa.Table) -> dict[str, Any]:
     """What the page tells of a detector. Raises UserError if it gives no maps."""
     from raydistal.detector import checkpoint, heatmaps
 
@@ -206,13 +206,13 @@ def slices(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (name != "real", name))
 
 
-def _look(config: Config, asked: Asked, shown: dict[str, int]) -> list[dict[str, Any]]:
+def _look(config: Config, request: Request, shown: dict[str, int]) -> list[dict[str, Any]]:
     """Rows of HEATMAPS: of each detector the mean and the faces of each slice, in the order in which they are shown."""
     sums: dict[tuple[int, str], Sum] = defaultdict(Sum)
     single: dict[tuple[int, str], dict[str, Any]] = {}
     connect()
-    with Progress("heatmaps", len(asked.videos), unit="videos") as progress:
-        for batch in _stream(config, asked, shown):
+    with Progress("heatmaps", len(request.videos), unit="videos") as progress:
+        for batch in _stream(config, request, shown):
             rows = batch.to_pylist()
             for row in rows:
                 if row["video_id"]:
@@ -220,9 +220,9 @@ def _look(config: Config, asked: Asked, shown: dict[str, int]) -> list[dict[str,
                 else:
                     sums[row["detector"], row["slice"]].add(row)
             progress.advance(sum(row["num_videos"] for row in rows))
-    slice_of = dict(zip(asked.videos["video_id"].to_pylist(), asked.videos["slice"].to_pylist(), strict=True))
+    slice_of = dict(zip(request.videos["video_id"].to_pylist(), request.videos["slice"].to_pylist(), strict=True))
     made = []
-    for number, detector in enumerate(asked.detectors):
+    for number, detector in enumerate(request.detectors):
         for slice_ in slices({slice_ for _, slice_ in sums}):
             fixed = {"detector": detector["name"], "slice": slice_, "label": int(slice_ != "real")}
             fixed["height"] = detector["cells"][0]
@@ -263,17 +263,17 @@ class Sum:
         return {"num_faces": self.num_faces, "face": face} | means
 
 
-def _stream(config: Config, asked: Asked, shown: dict[str, int]) -> Iterator[pa.Table]:
+def _stream(config: Config, request: Request, shown: dict[str, int]) -> Iterator[pa.Table]:
     """Runs the stages; yields what `HeatStage` gives."""
     import ray
 
     from raydistal.detector import checkpoint
 
-    detectors = [checkpoint.load(one["explained_by"])[0] for one in asked.detectors]
+    detectors = [checkpoint.load(one["explained_by"])[0] for one in request.detectors]
     work = ray.put(detectors)  # read once, handed to every actor by the object store
-    shown_V = pa.array([shown.get(video_id) for video_id in asked.videos["video_id"].to_pylist()], pa.int32())
+    shown_V = pa.array([shown.get(video_id) for video_id in request.videos["video_id"].to_pylist()], pa.int32())
     return look_at_faces(
-        asked.videos.select(["video_id", "slice", "part"]).append_column("shown", shown_V),
+        request.videos.select(["video_id", "slice", "part"]).append_column("shown", shown_V),
         storage.join(storage.absolute(config.data), "faces"),
         sorted({detector.input_px for detector in detectors}),
         HeatStage,

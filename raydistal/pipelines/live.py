@@ -71,10 +71,10 @@ class Live:
             size = f"{row['size_mb']:.2f} MB" if row["status"] == "ok" else row["status"]
             self._line(agenda, trial, ", ".join(one for one in (found, size, error) if one))
 
-    def _line(self, agenda: "Agenda", trial: "Trial", said: str) -> None:
+    def _line(self, agenda: "Agenda", trial: "Trial", message: str) -> None:
         self.line_at = time.monotonic()
         point = " ".join(f"{name}={_short(trial.point[name])}" for name in self.varied)
-        print(f"search: {self._count(agenda)}: {point} seed {trial.seed}: {said}", file=sys.stderr, flush=True)
+        print(f"search: {self._count(agenda)}: {point} seed {trial.seed}: {message}", file=sys.stderr, flush=True)
 
     def _count(self, agenda: "Agenda") -> str:
         of = f"/{self.num_trials}" if self.num_trials else ""
@@ -108,7 +108,7 @@ def grid(varied: Sequence[str], rows: Sequence[Row], metric: str, title: str = "
     for row in rows:
         cells = [_short(row[name]) for name in varied]
         cells += [str(row["seed"])] if "seed" in row else []
-        cells += ["-" if row.get(name) is None else told(row[name]) for name, told in measured.items()]
+        cells += ["-" if row.get(name) is None else to_text(row[name]) for name, to_text in measured.items()]
         table.add_row(*cells, escape(str(row.get("state", ""))))
     return table
 

@@ -123,13 +123,13 @@ def run(config: Config) -> dict[str, Any]:
         finally:
             storage.delete_folder(scratch)
         sample = _sample(config, measured)
-        told = _tell(prices, measured, sample, config.total or len(videos))
-        found = offers(prices, sample, told["videos"], config.nodes)
+        figures = _tell(prices, measured, sample, config.total or len(videos))
+        found = offers(prices, sample, figures["videos"], config.nodes)
         table = schemas.conform(pa.Table.from_pylist([offer._asdict() for offer in found]), schemas.PLAN)
-        tables.write_table(place, table, dataclasses.asdict(config), **told)
-    _print(told, found, prices)
+        tables.write_table(place, table, dataclasses.asdict(config), **figures)
+    _print(figures, found, prices)
     offered = [{name: value for name, value in offer._asdict().items() if value is not None} for offer in found]
-    return told | {"offers": offered, "seconds": round(time.monotonic() - began, 1), "table": place}
+    return figures | {"offers": offered, "seconds": round(time.monotonic() - began, 1), "table": place}
 
 
 def choose(videos: pa.Table, num: int, seed: int) -> pa.Table:
@@ -213,8 +213,8 @@ def look(videos: pa.Table, config: extract.Config, num_kept: int) -> tuple[pa.Ta
     for row in extract.look_stage(videos, config):
         cpu_s = max(0.0, _cpu_s(config) - before_s)  # the count of a child that died is lost
         num_faces = len(row["frame_index"][0])
-        told = {"look_s": row["look_s"][0].as_py(), "cpu_s": cpu_s, "status": row["status"][0].as_py()}
-        looked.append(told | {"num_faces": num_faces})
+        entry = {"look_s": row["look_s"][0].as_py(), "cpu_s": cpu_s, "status": row["status"][0].as_py()}
+        looked.append(entry | {"num_faces": num_faces})
         kept += [row] if len(kept) < num_kept else []
         before_s = _cpu_s(config)
     return pa.Table.from_pylist(looked), pa.concat_tables(kept)
@@ -279,7 +279,7 @@ def _tell(prices: Prices, measured: Measured, sample: Sample, total: int) -> dic
     faces, look_s, look_cpu_s = (float(pc.mean(looked[name]).as_py()) for name in ("num_faces", "look_s", "cpu_s"))
     names = ("wall_s", "low_s", "high_s")
     on_this = dict(zip(names, seconds(sample, total, here.cpus, here.gpus), strict=True))
-    told: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "videos": total,
         "tried": {"videos": len(looked), **tables.count_values(looked["status"])},
         "per_video": {"look_s": look_s, "look_cpu_s": look_cpu_s, "faces": faces, "bytes": measured.video_bytes},
@@ -301,23 +301,23 @@ def _tell(prices: Prices, measured: Measured, sample: Sample, total: int) -> dic
         },
     }
     if sample.gpu_feature_s_V is not None:
-        told["gpu_hours"] = total * float(sample.gpu_feature_s_V.mean()) / 3600
-        told["cpu_nodes_per_gpu_node"] = cpu_nodes_per_gpu_node(prices, sample)
+        figures["gpu_hours"] = total * float(sample.gpu_feature_s_V.mean()) / 3600
+        figures["cpu_nodes_per_gpu_node"] = cpu_nodes_per_gpu_node(prices, sample)
     if prices.storage_price is not None:
-        told["storage_price_per_month"] = told["output_gb"] * prices.storage_price
-    return told
+        figures["storage_price_per_month"] = figures["output_gb"] * prices.storage_price
+    return figures
 
 
-def _print(told: dict[str, Any], found: list[Offer], prices: Prices) -> None:
+def _print(figures: dict[str, Any], found: list[Offer], prices: Prices) -> None:
     """Prints the plan on stderr, for 80 columns."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(stderr=True, highlight=False)
-    tried, video, face = told["tried"], told["per_video"], told["per_face"]
+    tried, video, face = figures["tried"], figures["per_video"], figures["per_face"]
     failed = tried["videos"] - tried.get("ok", 0)
-    console.print(f"Tried {tried['videos']} videos, {failed} without faces; for {told['videos']} videos:\n")
-    hours, gpu_hours = told["cpu_hours"], told["gpu_hours"]
+    console.print(f"Tried {tried['videos']} videos, {failed} without faces; for {figures['videos']} videos:\n")
+    hours, gpu_hours = figures["cpu_hours"], figures["gpu_hours"]
     lines = [("decode and find faces", f"{_short(hours['look'])} CPU hours", f"{video['look_s']:.2f} s per video")]
     if hours["features"] is not None:
         took = f"{1000 * face['feature_cpu_s']:.0f} ms per face, {video['faces']:.1f} faces per video"
@@ -327,16 +327,16 @@ def _print(told: dict[str, Any], found: list[Offer], prices: Prices) -> None:
         ("not known", "no GPU here: --gpu-speedup") if gpu_hours is None else (f"{_short(gpu_hours)} GPU hours", where)
     )
     lines.append(("features on GPUs", *on_gpu))
-    month = told.get("storage_price_per_month")
+    month = figures.get("storage_price_per_month")
     space = "" if month is None else f"{month:.2f} {prices.currency} per month"
-    lines.append(("output", f"{_short(told['output_gb'])} GB", space or f"{video['bytes'] / 1e3:.0f} kB per video"))
-    store = told["object_store_mb"]
+    lines.append(("output", f"{_short(figures['output_gb'])} GB", space or f"{video['bytes'] / 1e3:.0f} kB per video"))
+    store = figures["object_store_mb"]
     lines.append(
         ("object store", f"{store['per_cpu']:.0f} MB per CPU", f"and {store['per_network']:.0f} MB per network")
     )
-    lines.append(("start-up", f"{told['startup_s']:.0f} s", "without the boot of machines"))
-    if "cpu_nodes_per_gpu_node" in told:
-        lines.append(("to keep a GPU node busy", f"{told['cpu_nodes_per_gpu_node']:.1f} CPU nodes", ""))
+    lines.append(("start-up", f"{figures['startup_s']:.0f} s", "without the boot of machines"))
+    if "cpu_nodes_per_gpu_node" in figures:
+        lines.append(("to keep a GPU node busy", f"{figures['cpu_nodes_per_gpu_node']:.1f} CPU nodes", ""))
     grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for line in lines:
         grid.add_row(*line)
@@ -360,7 +360,7 @@ def _print(told: dict[str, Any], found: list[Offer], prices: Prices) -> None:
         )
         table.add_row(*row, "-" if one.spot_price is None else _short(one.spot_price))
     console.print(table)
-    console.print(f"\nHours are {told['overhead']:.2f} times what the stages take alone, as measured here.")
+    console.print(f"\nHours are {figures['overhead']:.2f} times what the stages take alone, as measured here.")
     if video["look_s"] > BUSY * video["look_cpu_s"]:
         share = video["look_cpu_s"] / video["look_s"]
         console.print(

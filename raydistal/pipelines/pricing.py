@@ -105,7 +105,7 @@ def read_prices(location: str) -> Prices:
         ) from error
     keys = {"currency", "head_price_per_hour", "storage_price_per_gb_month", "nodes"}
     try:
-        nodes = tuple(_node(location, name, told) for name, told in found["nodes"].items())
+        nodes = tuple(_node(location, name, entry) for name, entry in found["nodes"].items())
         unknown = sorted(set(found) - keys)
         currency, head = str(found["currency"]), float(found.get("head_price_per_hour", 0))
         price = found.get("storage_price_per_gb_month")
@@ -118,13 +118,13 @@ def read_prices(location: str) -> Prices:
     return prices
 
 
-def _node(location: str, name: str, told: dict[str, Any]) -> Node:
-    if unknown := sorted(set(told) - NODE_KEYS):
+def _node(location: str, name: str, entry: dict[str, Any]) -> Node:
+    if unknown := sorted(set(entry) - NODE_KEYS):
         raise UserError(f"{location}: unknown {', '.join(unknown)} of node {name}. See cluster/prices.toml.")
-    node = Node(name, int(told["cpus"]), int(told.get("gpus", 0)), float(told["price_per_hour"]))
+    node = Node(name, int(entry["cpus"]), int(entry.get("gpus", 0)), float(entry["price_per_hour"]))
     if node.cpus < 1 or node.gpus < 0:
         raise ValueError(f"node {name} needs cpus of at least 1 and gpus of 0 or more")
-    spot = told.get("spot_price_per_hour")
+    spot = entry.get("spot_price_per_hour")
     return node._replace(spot_price=None if spot is None else float(spot))
 
 

@@ -180,9 +180,14 @@ def _prune(
     done = pruning.prune(detector, batches, ratio=config.ratio * number / config.steps, **how)
     left = f"{done['after']['params']:,} parameters and {done['after']['macs']:,} MACs are left"
     print(f"prune: step {number} of {config.steps}, {done['reached']:.1%} of {config.of} gone: {left}", file=sys.stderr)
-    told = {"technique": "prune", "parent": lineage.ancestor(location, about), "settings": settings, "pruning": done}
+    provenance = {
+        "technique": "prune",
+        "parent": lineage.ancestor(location, about),
+        "settings": settings,
+        "pruning": done,
+    }
     learnt = {"data": {name: about.get("data", {}).get(name, []) for name in ("dataset", "methods")}}
-    checkpoint.save(config.step(number, "-pruned"), detector, told | learnt | {"versions": tables.versions()})
+    checkpoint.save(config.step(number, "-pruned"), detector, provenance | learnt | {"versions": tables.versions()})
 
 
 def _to_device(detector: "Detector", compute: Compute) -> None:
@@ -203,7 +208,7 @@ def _finish(config: Config, parent: "Detector", about: dict[str, Any], settings:
     detector, last = checkpoint.load(config.step(config.steps))
     widths = pruning.layer_widths(detector)
     summed = ("images", "seconds", "gpu_seconds")
-    told = {
+    provenance = {
         "technique": "prune",
         "weights": storage.absolute(config.detector),
         "parent": lineage.ancestor(config.detector, about),
@@ -220,14 +225,14 @@ def _finish(config: Config, parent: "Detector", about: dict[str, Any], settings:
     trained_on = tables.read_table(storage.join(config.step(config.steps), "trained_on"), "prune")
     trained_on = lineage.trained_on(trained_on, [config.detector])
     tables.write_table(storage.join(out, "trained_on"), trained_on, settings)
-    return checkpoint.save(out, detector, last | told)
+    return checkpoint.save(out, detector, last | provenance)
 
 
 def _step(pruned: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
     best = trained["history"][trained["best_epoch"]]
-    told: dict[str, Any] = {name: pruned[name] for name in ("ratio", "reached", "round_to")} | pruned["after"]
-    told |= {name: best[name] for name in ("val_loss", "val_accuracy", "val_auc")}
-    return told | {"epochs": len(trained["history"]), "seconds": trained["cost"]["seconds"]}
+    step: dict[str, Any] = {name: pruned[name] for name in ("ratio", "reached", "round_to")} | pruned["after"]
+    step |= {name: best[name] for name in ("val_loss", "val_accuracy", "val_auc")}
+    return step | {"epochs": len(trained["history"]), "seconds": trained["cost"]["seconds"]}
 
 
 def _summary(out: str, about: dict[str, Any], began: float) -> dict[str, Any]:

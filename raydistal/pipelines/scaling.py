@@ -171,17 +171,17 @@ def demand(growth: Growth, num_videos: int) -> Iterator[None]:
     is_over = threading.Event()
 
     def ask() -> None:
-        asked, wait_s = 0, 0.0
+        num_requested, wait_s = 0, 0.0
         while not is_over.wait(wait_s):
             wait_s = LOOK_EVERY_S
             try:
                 growth.look()
-                if asked or growth.cpus_wanted(num_videos) > growth.cpus:
-                    asked = growth.cpus_wanted(num_videos)
-                    request_resources(bundles=[{"CPU": 1}] * asked)
+                if num_requested or growth.cpus_wanted(num_videos) > growth.cpus:
+                    num_requested = growth.cpus_wanted(num_videos)
+                    request_resources(bundles=[{"CPU": 1}] * num_requested)
             except Exception as error:  # only a wish: the job goes on without it
                 print(f"raydistal: could not ask the cluster to grow: {error}", file=sys.stderr)
-        if asked:
+        if num_requested:
             request_resources(bundles=[])
 
     tell_wait("the job", {"CPU": 1, "GPU": int(growth.on_gpu)})

@@ -143,12 +143,12 @@ def _with_faces(config: Config, videos: pa.Table, faces: str, size_px: int) -> p
     """SHARED: `videos` with the columns that come from `faces`."""
     blocks = by_parts(videos.select(["video_id", "part"]), num_cpus())
     stage = partial(faces_stage, faces=faces, size_px=size_px)
-    told = []
+    batches = []
     with Progress("share: faces", len(videos), unit="videos") as progress:
         for rows in on_all_cpus(blocks, stage, config.budget.max_nodes):
-            told.append(rows)
+            batches.append(rows)
             progress.advance(len(rows))
-    found = pa.concat_tables(told)
+    found = pa.concat_tables(batches)
     at = pc.index_in(videos["video_id"], value_set=found["video_id"])
     for name in found.column_names[1:]:
         videos = videos.append_column(name, found[name].take(at))
@@ -163,5 +163,5 @@ def faces_stage(videos: pa.Table, faces: str, size_px: int) -> Iterator[pa.Table
     schema = pa.schema([schemas.SHARED.field(name) for name in ("video_id", *names, "crop_sha256")])
     for _, rows in by_batches(videos, faces, ["video_id", *names, "crop"], VIDEOS_PER_READ):
         digests = [[crop_digest(crop, size_px) for crop in crops or []] for crops in rows["crop"].to_pylist()]
-        told = pa.Table.from_batches([rows]).drop_columns(["crop"])
-        yield schemas.conform(told.append_column("crop_sha256", pa.array(digests, pa.list_(pa.string()))), schema)
+        table = pa.Table.from_batches([rows]).drop_columns(["crop"])
+        yield schemas.conform(table.append_column("crop_sha256", pa.array(digests, pa.list_(pa.string()))), schema)

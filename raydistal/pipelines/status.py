@@ -26,7 +26,7 @@ from raydistal import storage, tables
 from raydistal.errors import UserError
 
 Floats = npt.NDArray[np.float64]
-Told = dict[str, Any]
+State = dict[str, Any]
 
 WINDOW_S = 600  # for the rate
 NUM_REASONS = 5
@@ -44,7 +44,7 @@ class Config:
     """The --out of a verb, local or s3://...: a run, a detector, a search, an evaluation, a comparison, verdicts."""
 
 
-def run(config: Config) -> Told:
+def run(config: Config) -> State:
     """Prints a table on stderr and returns what it says.
 
     Raises:
@@ -54,7 +54,7 @@ def run(config: Config) -> Told:
     out = storage.absolute(config.out)
     names = storage.list_files(out)
     tops = {name.partition("/")[0] for name in names}
-    found: Told = {"location": out}
+    found: State = {"location": out}
     if writers := _writers(out, names):
         found["writers"] = writers
     if "videos" in tops:
@@ -99,7 +99,7 @@ def _ours(location: str) -> Iterator[None]:
         raise UserError(f"{location} was not written by raydistal, or is damaged: {error!r}") from error
 
 
-def _writers(out: str, names: list[str]) -> list[Told]:
+def _writers(out: str, names: list[str]) -> list[State]:
     """The processes that claim the folder or a table in it, and the time since their last sign of life."""
     found = []
     for name in names:
@@ -110,15 +110,15 @@ def _writers(out: str, names: list[str]) -> list[Told]:
         try:
             with _ours(storage.join(out, name)):
                 held = json.loads(storage.read_bytes(storage.join(out, name)))
-                told = {"table": table, "host": held["host"], "pid": held["pid"]}
+                writer = {"table": table, "host": held["host"], "pid": held["pid"]}
         except FileNotFoundError:  # the claim was just released
             continue
         silent_s = max(0.0, time.time() - (filesystem.get_file_info(path).mtime_ns or 0) * 1e-9)
-        found.append(told | {"silent_s": round(silent_s, 1), "alive": silent_s < STALE_S})
+        found.append(writer | {"silent_s": round(silent_s, 1), "alive": silent_s < STALE_S})
     return found
 
 
-def _videos(location: str) -> Told:
+def _videos(location: str) -> State:
     videos = tables.read_table(location, "index", ["split", "label"])
     counts = videos.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist()
     names = {0: "real", 1: "fake", None: "unlabelled"}
@@ -128,31 +128,31 @@ def _videos(location: str) -> Told:
     return {"num": len(videos), "splits": splits}
 
 
-def _faces(location: str, num_videos: int | None, is_alive: bool) -> Told:
+def _faces(location: str, num_videos: int | None, is_alive: bool) -> State:
     """Counts, reasons for failures, and the rate in the minutes before the last part."""
     written_s = _written_s(location)
     with ThreadPoolExecutor(tables.READERS) as pool:  # many small reads: the wait is the store's latency
         parts = list(pool.map(partial(_read, location, columns=["status", "error", "frame_index"]), written_s))
     read = [(at, part) for at, part in zip(written_s.values(), parts, strict=True) if part is not None]
-    told: Told = {
+    state: State = {
         "done": sum(len(part) for _, part in read),
         "videos": num_videos,
         "unreadable": len(parts) - len(read),
     }
-    told["complete"] = bool(tables.read_info(location))
+    state["complete"] = bool(tables.read_info(location))
     if not read:
-        return told
+        return state
     rows = pa.concat_tables([part for _, part in read])
-    told["counts"] = tables.count_values(rows["status"])
-    told["faces"] = pc.sum(pc.list_value_length(rows["frame_index"])).as_py()
-    told["failures"] = _reasons(rows)
+    state["counts"] = tables.count_values(rows["status"])
+    state["faces"] = pc.sum(pc.list_value_length(rows["frame_index"])).as_py()
+    state["failures"] = _reasons(rows)
     at_s, num = np.array([at for at, _ in read]), np.array([len(part) for _, part in read])
-    told["last_part_s"] = round(max(0.0, time.time() - float(at_s.max())), 1)
+    state["last_part_s"] = round(max(0.0, time.time() - float(at_s.max())), 1)
     if rate := _rate(at_s, num):
-        told["videos_per_s"] = round(rate, 3)
+        state["videos_per_s"] = round(rate, 3)
         if is_alive and num_videos is not None:
-            told["left_s"] = round(max(0, num_videos - told["done"]) / rate)
-    return told
+            state["left_s"] = round(max(0, num_videos - state["done"]) / rate)
+    return state
 
 
 def _written_s(location: str) -> dict[str, float]:
@@ -182,7 +182,7 @@ def _rate(at_s: Floats, num: npt.NDArray[np.int64]) -> float:
     return float(num[is_in][1:].sum() / span_s) if span_s > 1 else 0.0
 
 
-def _reasons(rows: pa.Table) -> list[Told]:
+def _reasons(rows: pa.Table) -> list[State]:
     """The most frequent errors, each shown by one example, as they differ in paths, names and numbers."""
     failed = rows.filter(pc.invert(pc.is_in(rows["status"], pa.array(tables.FINAL)))).select(["status", "error"])
     counts: Counter[tuple[str, str]] = Counter()
@@ -194,52 +194,52 @@ def _reasons(rows: pa.Table) -> list[Told]:
     return [{"num": num, "status": kind[0], "error": first[kind]} for kind, num in counts.most_common(NUM_REASONS)]
 
 
-def _trials(location: str) -> Told:
+def _trials(location: str) -> State:
     """The state of a search: a row is written when its trial has ended."""
     parts = [_read(location, name) for name in tables.part_names(location)]
     rows = [row for part in parts if part is not None for row in part.to_pylist()]
-    told: Told = {"done": len(rows), "complete": bool(tables.read_info(location))}
-    told["counts"] = tables.count_values([row["status"] for row in rows]) if rows else {}
+    state: State = {"done": len(rows), "complete": bool(tables.read_info(location))}
+    state["counts"] = tables.count_values([row["status"] for row in rows]) if rows else {}
     if ok := [row for row in rows if row["status"] == "ok" and row["accuracy"] is not None]:
         best = max(ok, key=lambda row: (row["accuracy"], -row["size_mb"]))
         names = ("trial", "accuracy", "auc", "size_mb", "num_params")
         point = {name: best[name] for name in POINT if best[name] is not None}
-        told["best"] = {name: best[name] for name in names} | {"point": point}
-    return told
+        state["best"] = {name: best[name] for name in names} | {"point": point}
+    return state
 
 
-def _verdicts(location: str) -> Told:
+def _verdicts(location: str) -> State:
     """The state of `detect`: a row is written when its video is done."""
     parts = [_read(location, name, ["status", "verdict"]) for name in tables.part_names(location)]
     kinds = [
         kind for part in parts if part is not None for kind in pc.coalesce(part["verdict"], part["status"]).to_pylist()
     ]
-    told: Told = {"done": len(kinds), "complete": bool(tables.read_info(location))}
-    return told | {"counts": tables.count_values(kinds) if kinds else {}}
+    state: State = {"done": len(kinds), "complete": bool(tables.read_info(location))}
+    return state | {"counts": tables.count_values(kinds) if kinds else {}}
 
 
-def _finished(location: str) -> Told:
+def _finished(location: str) -> State:
     about = json.loads(storage.read_bytes(storage.join(location, DETECTOR)))
-    told: Told = {"finished": True, "architecture": about["architecture"], "num_params": about["num_params"]}
-    told["technique"] = about.get("technique")
+    state: State = {"finished": True, "architecture": about["architecture"], "num_params": about["num_params"]}
+    state["technique"] = about.get("technique")
     if history := about.get("history"):
-        told |= {"epochs": len(history)} | _measured(history[about["best_epoch"]])
-    return told
+        state |= {"epochs": len(history)} | _measured(history[about["best_epoch"]])
+    return state
 
 
-def _under_way(location: str) -> Told:
+def _under_way(location: str) -> State:
     """The state of a training, from its checkpoint without the weights: a few small reads of a large file."""
     filesystem, path = storage.resolve(storage.join(location, CHECKPOINT))
     with filesystem.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         with archive.open(name) as content:
             state = _Skim(content).load()
-    told: Told = {"finished": False, "architecture": state["settings"]["architecture"]}
-    told |= {"epoch": state["epoch"], "epochs": state["settings"]["epochs"]}
-    return told | (_measured(state["history"][-1]) if state["history"] else {})
+    progress: State = {"finished": False, "architecture": state["settings"]["architecture"]}
+    progress |= {"epoch": state["epoch"], "epochs": state["settings"]["epochs"]}
+    return progress | (_measured(state["history"][-1]) if state["history"] else {})
 
 
-def _measured(row: Told) -> Told:
+def _measured(row: State) -> State:
     return {name: row.get(name) for name in ("train_loss", "val_loss", "val_accuracy", "val_auc")}
 
 
@@ -256,7 +256,7 @@ class _Skim(pickle.Unpickler):
 # --- the table
 
 
-def _print(found: Told) -> None:
+def _print(found: State) -> None:
     """Prints the state on stderr, for 80 columns."""
     from rich.console import Console
     from rich.markup import escape
@@ -273,39 +273,39 @@ def _print(found: Told) -> None:
     Console(stderr=True, highlight=False).print(table)
 
 
-def _lines(found: Told) -> list[tuple[str, list[str]]]:
+def _lines(found: State) -> list[tuple[str, list[str]]]:
     """The lines to print about each thing that was found."""
-    said: list[tuple[str, list[str]]] = []
+    sections: list[tuple[str, list[str]]] = []
     if videos := found.get("videos"):
         splits = [
             f"{split}: {', '.join(f'{num} {label}' for label, num in labels.items())}"
             for split, labels in videos["splits"].items()
         ]
-        said.append(("videos", [f"{videos['num']}", *splits]))
+        sections.append(("videos", [f"{videos['num']}", *splits]))
     if faces := found.get("faces"):
-        said.append(("faces", _of_faces(faces)))
+        sections.append(("faces", _of_faces(faces)))
     if trials := found.get("trials"):
-        said.append(("trials", _of_trials(trials)))
+        sections.append(("trials", _of_trials(trials)))
     if verdicts := found.get("verdicts"):
         counts = ", ".join(f"{num} {kind}" for kind, num in verdicts["counts"].items())
         complete = "complete" if verdicts["complete"] else "not complete"
-        said.append(("verdicts", [f"{verdicts['done']} videos done, {complete}", *filter(None, [counts])]))
+        sections.append(("verdicts", [f"{verdicts['done']} videos done, {complete}", *filter(None, [counts])]))
     if detector := found.get("detector"):
-        said.append(("detector", [_of_detector(detector)]))
+        sections.append(("detector", [_of_detector(detector)]))
     if detectors := found.get("detectors"):
-        said.append(("detectors", [f"{detectors['finished']} finished, {detectors['under_way']} under way"]))
+        sections.append(("detectors", [f"{detectors['finished']} finished, {detectors['under_way']} under way"]))
     for name in MANY:
         if many := found.get(name):
-            said.append((name, [f"{many['complete']} of {many['begun']} tables complete"]))
-    said += [
-        (name, [f"complete, {told['rows']} rows"])
-        for name, told in found.items()
-        if isinstance(told, dict) and "rows" in told
+            sections.append((name, [f"{many['complete']} of {many['begun']} tables complete"]))
+    sections += [
+        (name, [f"complete, {state['rows']} rows"])
+        for name, state in found.items()
+        if isinstance(state, dict) and "rows" in state
     ]
-    return [*said, *(("job", [_of_writer(writer)]) for writer in found.get("writers", []))]
+    return [*sections, *(("job", [_of_writer(writer)]) for writer in found.get("writers", []))]
 
 
-def _of_faces(faces: Told) -> list[str]:
+def _of_faces(faces: State) -> list[str]:
     of = "" if faces["videos"] is None else f" of {faces['videos']}"
     lines = [f"{faces['done']}{of} videos done, {'complete' if faces['complete'] else 'not complete'}"]
     if "counts" in faces:
@@ -320,7 +320,7 @@ def _of_faces(faces: Told) -> list[str]:
     return lines + [f"{reason['num']} x {reason['status']}: {reason['error']}" for reason in faces.get("failures", [])]
 
 
-def _of_trials(trials: Told) -> list[str]:
+def _of_trials(trials: State) -> list[str]:
     counts = ", ".join(f"{num} {status}" for status, num in trials["counts"].items())
     lines = [
         f"{trials['done']} ended{f' ({counts})' if counts else ''}, {'' if trials['complete'] else 'not '}complete"
@@ -331,17 +331,17 @@ def _of_trials(trials: Told) -> list[str]:
     return lines
 
 
-def _of_detector(detector: Told) -> str:
+def _of_detector(detector: State) -> str:
     if detector["finished"]:
-        told = f"{detector['architecture']}, finished ({detector['technique']}), {detector['num_params']} parameters"
+        summary = f"{detector['architecture']}, finished ({detector['technique']}), {detector['num_params']} parameters"
     else:
-        told = f"{detector['architecture']}, epoch {detector['epoch']} of at most {detector['epochs']} done"
+        summary = f"{detector['architecture']}, epoch {detector['epoch']} of at most {detector['epochs']} done"
     measured = {"loss": detector.get("train_loss"), "val loss": detector.get("val_loss")}
     measured |= {"accuracy": detector.get("val_accuracy"), "AUC": detector.get("val_auc")}
-    return ", ".join([told, *(f"{name} {value:.3f}" for name, value in measured.items() if value is not None)])
+    return ", ".join([summary, *(f"{name} {value:.3f}" for name, value in measured.items() if value is not None)])
 
 
-def _of_writer(writer: Told) -> str:
+def _of_writer(writer: State) -> str:
     who = f"process {writer['pid']} on {writer['host']}" + (f" ({writer['table']})" if writer["table"] else "")
     if writer["alive"]:
         return f"{who}: alive"

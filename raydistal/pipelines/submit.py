@@ -172,7 +172,7 @@ def _follow(client: "JobSubmissionClient", job: str) -> dict[str, Any]:
     address = f"--address {client.get_address()}"
     again = f"The job goes on: raydistal submit {address} --follow {job}; ray job stop {address} {job} ends it."
     try:
-        said = asyncio.run(_echo(client, job))
+        log = asyncio.run(_echo(client, job))
         info = client.get_job_info(job)
     except KeyboardInterrupt as stop:
         raise JobEndedError(f"not followed any more. {again}") from stop
@@ -180,20 +180,20 @@ def _follow(client: "JobSubmissionClient", job: str) -> dict[str, Any]:
         raise JobEndedError(f"the connection was lost ({error}). {again}") from error
     if not info.status.is_terminal():
         raise JobEndedError(f"the connection was lost. {again}")
-    if info.status == "SUCCEEDED" and said.summary is not None:
-        return said.summary
+    if info.status == "SUCCEEDED" and log.summary is not None:
+        return log.summary
     if info.status == "STOPPED":
         raise JobEndedError(f"job {job} was stopped before its end", STOPPED)
     code = info.driver_exit_code
     if code is None:  # it never started
         raise JobEndedError(f"job {job} failed: {info.message}")
     # Exit codes of signals are negative. A failed job has a summary only if its very last line is JSON.
-    summary = said.summary if said.ends_so else None
+    summary = log.summary if log.ends_so else None
     raise JobEndedError(f"job {job} ended with exit code {code}", code if 0 < code < 256 else 1, summary)
 
 
 @dataclass
-class _Said:
+class _Log:
     summary: dict[str, Any] | None = None
     ends_so: bool = False
 
@@ -204,16 +204,16 @@ class _Said:
         self.summary, self.ends_so = found or self.summary, found is not None
 
 
-async def _echo(client: "JobSubmissionClient", job: str) -> _Said:
+async def _echo(client: "JobSubmissionClient", job: str) -> _Log:
     """Copies the log to stderr until the job or the connection ends; keeps the last line that is a JSON object."""
-    said, rest = _Said(), ""
+    log, rest = _Log(), ""
     async for chunk in client.tail_job_logs(job):
         print(chunk, end="", file=sys.stderr, flush=True)
         *lines, rest = (rest + chunk).split("\n")
         for line in lines:
-            said.hear(line)
-    said.hear(rest)
-    return said
+            log.hear(line)
+    log.hear(rest)
+    return log
 
 
 def _json_object(line: str) -> dict[str, Any] | None:

@@ -100,8 +100,8 @@ def run(config: Config) -> dict[str, Any]:
         if pending:
             _teach(config, pending, work, claim)
         claim.check()
-        told = [_finish(teaching, work) for teaching in work.teachings]
-    return {"teachings": told, "seconds": round(time.monotonic() - began, 1)}
+        summaries = [_finish(teaching, work) for teaching in work.teachings]
+    return {"teachings": summaries, "seconds": round(time.monotonic() - began, 1)}
 
 
 def _work(config: Config) -> Work:
@@ -156,19 +156,19 @@ def _teach(config: Config, teachings: list[TeacherTable], work: Work, claim: tab
     part_of = {video_id: name for name in names for video_id, frames in work.due[name].items() if frames}
     num_faces = [len(work.due[name][video_id]) for video_id, name in part_of.items()]
     videos = pa.table({"video_id": list(part_of), "part": list(part_of.values()), "num_faces": num_faces})
-    said: dict[str, list[pa.Table]] = {name: [] for name in names}
+    outputs_of: dict[str, list[pa.Table]] = {name: [] for name in names}
 
     def write_complete(some: Iterable[str]) -> None:
         for name in some:
             due = work.due[name]
-            if sum(map(len, said[name])) == sum(map(bool, due.values())):
+            if sum(map(len, outputs_of[name])) == sum(map(bool, due.values())):
                 claim.check()
                 for number, (teaching, dim) in enumerate(zip(teachings, dims, strict=True)):
-                    part = _part(due, said[name], number, dim)
+                    part = _part(due, outputs_of[name], number, dim)
                     storage.write_bytes(
                         storage.join(teaching.location, name), tables.to_parquet(part, teaching.settings)
                     )
-                del said[name]
+                del outputs_of[name]
 
     write_complete(names)  # those that nobody looks at
     if not len(videos):
@@ -179,23 +179,23 @@ def _teach(config: Config, teachings: list[TeacherTable], work: Work, claim: tab
         for rows in _stream(config, videos, detectors):
             parts = [part_of[video_id] for video_id in rows["video_id"].to_pylist()]
             for name in set(parts):
-                said[name].append(rows.filter(pc.equal(pa.array(parts), name)))
+                outputs_of[name].append(rows.filter(pc.equal(pa.array(parts), name)))
             write_complete(set(parts))
             total += len(rows["frame_index"].combine_chunks().flatten())
             progress.advance(len(rows), f"{total} faces")
-    if said:
-        raise RuntimeError(f"{len(said)} parts of the faces came back incomplete; run the same command again")
+    if outputs_of:
+        raise RuntimeError(f"{len(outputs_of)} parts of the faces came back incomplete; run the same command again")
 
 
-def _part(due: Frames, said: list[pa.Table], number: int, dim: int) -> pa.Table:
+def _part(due: Frames, outputs: list[pa.Table], number: int, dim: int) -> pa.Table:
     """A part of the table of the teacher with this number, rows as in `due`."""
     schema = schemas.teaching_schema(dim)
     columns = {"video_id": "video_id", "frame_index": "frame_index"}
     columns |= {f"logit_{number}": "logit", f"embedding_{number}": "embedding"}
-    told = [schemas.conform(rows.select(list(columns)).rename_columns(columns), schema) for rows in said]
+    teaching_rows = [schemas.conform(rows.select(list(columns)).rename_columns(columns), schema) for rows in outputs]
     nothing: dict[str, Any] = {"frame_index": [], "logit": [], "embedding": []}
     silent = [{"video_id": video_id, **nothing} for video_id, frames in due.items() if not frames]
-    whole = pa.concat_tables([*told, pa.Table.from_pylist(silent, schema)]).combine_chunks()
+    whole = pa.concat_tables([*teaching_rows, pa.Table.from_pylist(silent, schema)]).combine_chunks()
     return whole.take(pc.index_in(pa.array(list(due)), value_set=whole["video_id"].combine_chunks()))
 
 
@@ -234,11 +234,11 @@ class TeachStage:
                 f"crops of {lost['video_id'][0]} are not images, so nothing can be learnt from them. Run raydistal "
                 "extract with another --out, or leave the video out of the run's videos."
             )
-        told = {"video_id": rows["video_id"], "frame_index": rows["frame_index"]}
+        columns = {"video_id": rows["video_id"], "frame_index": rows["frame_index"]}
         for number, (logit_N, embedding_ND) in enumerate(self._look(rows, int(num_V.sum()))):
-            told[f"logit_{number}"] = schemas.list_column(logit_N, num_V)
-            told[f"embedding_{number}"] = schemas.list_column(embedding_ND, num_V)
-        return pa.table(told)
+            columns[f"logit_{number}"] = schemas.list_column(logit_N, num_V)
+            columns[f"embedding_{number}"] = schemas.list_column(embedding_ND, num_V)
+        return pa.table(columns)
 
     def _look(self, rows: pa.Table, num_faces: int) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]]:
         """Logits and embeddings of all faces by each teacher."""
@@ -249,14 +249,14 @@ class TeachStage:
         sizes_px = {detector.input_px for detector in self.panel.detectors}
         crops = {size_px: crops_of(rows[f"pixels_{size_px}"], size_px) for size_px in sizes_px}
         with enough_memory(self.batch_size):
-            said = [
+            outputs = [
                 self.panel(
                     {size_px: crops_NHWC[start : start + self.batch_size] for size_px, crops_NHWC in crops.items()}
                 )
                 for start in range(0, num_faces, self.batch_size)
             ]
         found = []
-        for of_teacher in zip(*said, strict=True):
+        for of_teacher in zip(*outputs, strict=True):
             logit_N, embedding_ND = (torch.cat(values).cpu() for values in zip(*of_teacher, strict=True))
             if not torch.isfinite(half_ND := embedding_ND.half()).all():
                 raise UserError("a teacher's embeddings exceed 65504, which the table cannot hold. Use --outputs live.")
@@ -273,8 +273,8 @@ def _finish(teaching: TeacherTable, work: Work) -> dict[str, Any]:
     missing = set(work.missing(teaching))
     if missing or not tables.read_info(teaching.location):
         embedding = tables.open_table(teaching.location, "teach").schema.field("embedding").type
-        told = {"num_rows": len(frames), "embedding_dim": embedding.value_type.list_size}
-        tables.write_info(teaching.location, teaching.settings, **told)
+        info = {"num_rows": len(frames), "embedding_dim": embedding.value_type.list_size}
+        tables.write_info(teaching.location, teaching.settings, **info)
     return {
         "teacher": teaching.teacher.location,
         "table": teaching.location,

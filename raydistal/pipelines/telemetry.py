@@ -65,14 +65,14 @@ def measured(verb: str, stage: str) -> Callable[[Stage], Stage]:
         @functools.wraps(call)
         def __call__(self: Any, rows: pa.Table) -> pa.Table:  # noqa: N807
             called = time.monotonic()
-            told = call(self, rows)
+            result = call(self, rows)
             now = time.monotonic()
             self._busy_s += now - called
             add_seconds(verb, stage, now - called)
             _count(verb, rows)
             idle = 1 - self._busy_s / (now - self._began)
             _gauge("raydistal_gpu_idle_fraction").set(idle, {"verb": verb, "stage": stage})
-            return told
+            return result
 
         patched.__init__, patched.__call__ = __init__, __call__
         return cls

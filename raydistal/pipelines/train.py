@@ -307,8 +307,8 @@ def _job(
         with_embeddings=config.teaching.kd != "soft",
     )
     if config.teaching.bank_mb:
-        told = f"up to {config.teaching.bank} fakes for each of {len(teachers.known)} teachers"
-        print(f"train: remembers {told}: {config.teaching.bank_mb:.1f} MB in each process", file=sys.stderr)
+        bank = f"up to {config.teaching.bank} fakes for each of {len(teachers.known)} teachers"
+        print(f"train: remembers {bank}: {config.teaching.bank_mb:.1f} MB in each process", file=sys.stderr)
     return Job(
         compute=config.compute,
         recipe=config.full_recipe(),

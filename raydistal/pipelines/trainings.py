@@ -170,8 +170,8 @@ def evaluate_all(
     device = configs[0].compute.device
     evaluate.run(evaluate.Config(detectors=places, data=(data,), out=out, split=split, device=device, budget=budget))
     found = evaluated.read(out)
-    (told,) = found.info["data"]
-    test = {"dataset": ", ".join(told["datasets"])}
-    test |= {key: told[key] for key in ("name", "num_videos", "num_real", "num_fake")}
+    (about_data,) = found.info["data"]
+    test = {"dataset": ", ".join(about_data["datasets"])}
+    test |= {key: about_data[key] for key in ("name", "num_videos", "num_real", "num_fake")}
     protocol = found.info["protocol"] | {"text": f"{found.info['protocol']['text']} {remark}"}
-    return found, {"test": test, "protocol": protocol, "synthetic": told["synthetic"]}
+    return found, {"test": test, "protocol": protocol, "synthetic": about_data["synthetic"]}

@@ -47,7 +47,7 @@ def run(config: Config) -> dict[str, Any]:
     rows = shared.videos.append_column("part", parts_of(faces, shared.videos["video_id"]))
     rows = rows.append_column("differing", differing(rows, videos))
     absent = rows.filter(pc.is_null(rows["part"]))
-    told = [_verdicts(absent, {}, 0)]
+    all_verdicts = [_verdicts(absent, {}, 0)]
     present = rows.filter(pc.is_valid(rows["part"])).combine_chunks()
     blocks = []
     if len(present):
@@ -56,9 +56,9 @@ def run(config: Config) -> dict[str, Any]:
     with Progress("verify", len(present), unit="videos") as progress:
         stage = partial(verify_stage, faces=faces, size_px=shared.about["faces"]["size_px"])
         for verdicts in on_all_cpus(blocks, stage):
-            told.append(verdicts)
+            all_verdicts.append(verdicts)
             progress.advance(len(verdicts))
-    verification = pa.concat_tables(told).sort_by("video_id")
+    verification = pa.concat_tables(all_verdicts).sort_by("video_id")
     counts = Counter(verification["status"].to_pylist())
     num_faces, num_exact = (pc.sum(verification[name]).as_py() or 0 for name in ("num_faces", "num_exact"))
     there, here = shared.about["versions"], info["versions"]

@@ -140,7 +140,7 @@ def accuracies(found: Comparison) -> Picture:
     row_of = {(row["set"].removesuffix(f"-{row['kind']}"), row["architecture"], row["kind"]): row for row in found.sets}
     keys = list(dict.fromkeys(key[:2] for key in row_of))
     groups = [f"{name}\n{architecture}" for name, architecture in keys]
-    bars, told = [], []
+    bars, alt_parts = [], []
     for kind, name in KINDS.items():
         rows = [row_of.get((*key, kind), {}) for key in keys]
         if not any(rows):
@@ -148,7 +148,7 @@ def accuracies(found: Comparison) -> Picture:
         values, lows, highs = ([row.get(f"accuracy_{part}") for row in rows] for part in ("mean", "low", "high"))
         bars.append(Bars(name=name, value_G=values, low_G=lows, high_G=highs))
         pairs = zip(groups, values, strict=True)
-        told += [
+        alt_parts += [
             f"{' '.join(group.split())}, {name}: {percent(value).text} %" for group, value in pairs if value is not None
         ]
     test = found.info["test"]
@@ -161,13 +161,13 @@ def accuracies(found: Comparison) -> Picture:
         line=(larger, f"always the larger class: {percent(larger).text} %"),
     )
     return picture(
-        "accuracy", page.visible(f"Bars of the accuracy by training set and model. {'; '.join(told)}."), drawn
+        "accuracy", page.visible(f"Bars of the accuracy by training set and model. {'; '.join(alt_parts)}."), drawn
     )
 
 
 def quantity(found: Comparison) -> Picture:
     """Figure 2 of CKD: accuracy by number of training faces, which grows by factors."""
-    lines, told = [], []
+    lines, alt_parts = [], []
     for architecture in dict.fromkeys(row["architecture"] for row in found.info["curve"]):
         rows = sorted(
             (row for row in found.info["curve"] if row["architecture"] == architecture),
@@ -177,9 +177,9 @@ def quantity(found: Comparison) -> Picture:
         faces = [row["num_faces"] for row in rows]
         lines.append(Line(name=architecture, x=faces, y=values, low=lows, high=highs))
         shown = (f"{percent(value).text} % with {num:,}" for num, value in zip(faces, values, strict=True))
-        told.append(f"{architecture}: {', '.join(shown)}")
+        alt_parts.append(f"{architecture}: {', '.join(shown)}")
     panel = Panel(title="", xlabel="training faces (log scale)", ylabel="accuracy", lines=lines, is_log_x=True)
-    alt = f"Accuracy by number of training faces. {'; '.join(told)}."
+    alt = f"Accuracy by number of training faces. {'; '.join(alt_parts)}."
     return picture("quantity", page.visible(alt), partial(figures.curves, panels=[panel]))
 
 

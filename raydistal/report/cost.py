@@ -120,7 +120,7 @@ def comparison(rows: list[Row]) -> Picture:
         case for case in _cases(rows) if case in {(row["device"], row["batch_size"]) for row in _of(rows, baseline)}
     ]
     groups = [*SIZES.values(), *(f"time, {_case(*case)}" for case in cases)]
-    bars, told = [], []
+    bars, alt_parts = [], []
     for one in others[:MAX_SHOWN]:
         timed = {(row["device"], row["batch_size"]): row for row in _of(rows, one)}
         shares = [one[name] / baseline[name] for name in SIZES]
@@ -130,12 +130,12 @@ def comparison(rows: list[Row]) -> Picture:
         )
         bars.append(Bars(name=one["detector"], value_G=values, low_G=lows, high_G=highs))
         shown = (f"{group} {percent(value).text} %" for group, value in zip(groups, values, strict=True))
-        told.append(f"{one['detector']}: {', '.join(shown)}")
+        alt_parts.append(f"{one['detector']}: {', '.join(shown)}")
     name = baseline["detector"]
     draw = partial(
         figures.grouped_bars, groups=groups, bars=bars, xlabel="share of the baseline", line=(1.0, "baseline")
     )
-    return picture("comparison", page.visible(f"Bars, as shares of {name}. {'; '.join(told)}."), draw)
+    return picture("comparison", page.visible(f"Bars, as shares of {name}. {'; '.join(alt_parts)}."), draw)
 
 
 def conditions(info: Row) -> Row:

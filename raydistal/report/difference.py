@@ -91,21 +91,23 @@ def _share(rows: list[Row]) -> str:
 
 def notices(found: Difference) -> list[str]:
     """What a reader must know before believing the numbers."""
-    told = []
+    warnings = []
     for one in found.info["detectors"]:
         if not one["learnt"]["is_all"]:
-            told.append(
+            warnings.append(
                 f"The training data of {one['name']} is not fully known: an ancestor or teacher is missing or does not "
                 "record it. What it may have seen is not counted as unseen."
             )
     if not found.unseen:
-        told.append("Nothing here is known to be unseen by both detectors: how they do on new fakes is not measured.")
+        warnings.append(
+            "Nothing here is known to be unseen by both detectors: how they do on new fakes is not measured."
+        )
     for row in found.rows:
         if (row["slice"], row["metric"]) == ("all", "auc") and row["num_groups"] < MIN_GROUPS:
-            told.append(
+            warnings.append(
                 f"{row['dataset']} has only {row['num_groups']} groups of one class: small losses cannot be detected."
             )
-    return told
+    return warnings
 
 
 def verdicts(found: Difference) -> list[Row]:
@@ -118,8 +120,8 @@ def verdicts(found: Difference) -> list[Row]:
             continue
         counts = [(sum(row["verdict"] == verdict for row in rows), verdict) for verdict in SIGNS]
         sign = next(SIGNS[verdict] for num, verdict in counts if num)
-        told = ", ".join(f"{num} {verdict}" for num, verdict in counts if num)
-        made.append({"sign": sign, "text": f"On {name}: {told}.", "below": f"Worst: {_sentence(rows[0])}"})
+        tally = ", ".join(f"{num} {verdict}" for num, verdict in counts if num)
+        made.append({"sign": sign, "text": f"On {name}: {tally}.", "below": f"Worst: {_sentence(rows[0])}"})
     return made
 
 
@@ -164,10 +166,10 @@ def seen(row: Row, before: str, after: str) -> str:
 
 def drawing(found: Difference) -> Picture:
     """Differences with their intervals, in the order of the table."""
-    rows, names, told = found.rows[:MAX_DRAWN], [], []
+    rows, names, alt_parts = found.rows[:MAX_DRAWN], [], []
     for row in rows:
         names.append(f"{row['slice']}, {NAMES[row['metric']]}\n{row['dataset']}{' (unseen)' if is_unseen(row) else ''}")
-        told.append(f"{names[-1].replace(chr(10), ', ')}: {' '.join(page.points(row))}")
+        alt_parts.append(f"{names[-1].replace(chr(10), ', ')}: {' '.join(page.points(row))}")
     drawn = partial(
         figures.intervals,
         names=names,
@@ -175,7 +177,7 @@ def drawing(found: Difference) -> Picture:
         xlabel="points; shaded: the margin",
         margin=found.info["config"]["margin"],
     )
-    alt = f"Differences in points, each with the ends of its interval, the worst first. {'; '.join(told)}."
+    alt = f"Differences in points, each with the ends of its interval, the worst first. {'; '.join(alt_parts)}."
     return picture("differences", page.visible(alt), drawn)
 
 

@@ -89,8 +89,8 @@ def draw(contents: Contents) -> list[Picture]:
     info = contents.infos.get("representative", {})
     if "histogram" in info:
         thresholds = [_threshold(contents, label) for label in (0, 1)]
-        told = ["no single threshold" if value is None else f"selected from {value:.3g}" for value in thresholds]
-        alt = f"Histograms of the uncertainty of all faces. Real: {told[0]}. Fake: {told[1]}."
+        texts = ["no single threshold" if value is None else f"selected from {value:.3g}" for value in thresholds]
+        alt = f"Histograms of the uncertainty of all faces. Real: {texts[0]}. Fake: {texts[1]}."
         edges, counts = info["histogram"]["edges"], {name: info["histogram"][name] for name in figures.CLASSES}
         drawn = partial(figures.uncertainty, edges=edges, counts=counts, thresholds=thresholds)
         pictures.append(picture("uncertainty", alt, drawn))

@@ -256,8 +256,8 @@ def curves(results: Results, dataset: str, level: str, name: str) -> Picture | N
         ),
         Panel(title="reliability", xlabel="P(fake)", ylabel="share that is fake", lines=bins, unit_square=True),
     ]
-    told = ", ".join(f"{one['detector']} {results.cell(one['detector'], dataset, 'auc', level).text}" for one in found)
-    alt = f"ROC curves and reliability diagrams of {dataset}, {level} level. Area under the ROC curve: {told}."
+    areas = ", ".join(f"{one['detector']} {results.cell(one['detector'], dataset, 'auc', level).text}" for one in found)
+    alt = f"ROC curves and reliability diagrams of {dataset}, {level} level. Area under the ROC curve: {areas}."
     return picture(name, page.visible(alt), partial(figures.curves, panels=panels))
 
 
@@ -266,14 +266,14 @@ def categories(results: Results, dataset: str, name: str) -> Picture | None:
     groups = results.categories(dataset)
     if not groups:
         return None
-    bars, told = [], []
+    bars, alt_parts = [], []
     for detector in results.leading(dataset):
         rows = [results.row(detector, dataset, "accuracy", "video", group) for group in groups]
         values, lows, highs = ([row[part] for row in rows] for part in ("value", "low", "high"))
         bars.append(Bars(name=detector, value_G=values, low_G=lows, high_G=highs))
         shown = (f"{group} {percent(value).text} %" for group, value in zip(groups, values, strict=True))
-        told.append(f"{detector}: {', '.join(shown)}")
-    alt = f"Bars of the accuracy by category, video level, {dataset}. {'; '.join(told)}."
+        alt_parts.append(f"{detector}: {', '.join(shown)}")
+    alt = f"Bars of the accuracy by category, video level, {dataset}. {'; '.join(alt_parts)}."
     xlabel = "accuracy, video level"
     return picture(name, page.visible(alt), partial(figures.grouped_bars, groups=groups, bars=bars, xlabel=xlabel))
 

@@ -107,7 +107,7 @@ def gaps(found: Generalisation) -> Picture:
     """What leaving out a method does to its AUC, by architecture."""
     rows = found.info["gaps"]
     names = [f"{row['method'] or 'mean of the methods'}\n{row['architecture']}" for row in rows]
-    told = [
+    alt_parts = [
         f"{', '.join(name.splitlines())}: {' '.join(page.points(row))}" for name, row in zip(names, rows, strict=True)
     ]
     drawn = partial(
@@ -117,7 +117,7 @@ def gaps(found: Generalisation) -> Picture:
         xlabel="points of AUC; shaded: the margin",
         margin=found.info["config"]["margin"],
     )
-    alt = f"What leaving out a method changes in points of AUC, with the ends of the interval. {'; '.join(told)}."
+    alt = f"What leaving out a method changes in points of AUC, with the ends of the interval. {'; '.join(alt_parts)}."
     return picture("gaps", page.visible(alt), drawn)
 
 

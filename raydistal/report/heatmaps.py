@@ -111,27 +111,27 @@ def tiles(found: Heatmaps) -> list[Tile]:
 
 def notices(found: Heatmaps) -> list[str]:
     """What a reader must know before believing the maps."""
-    told = []
+    warnings = []
     for one in found.detectors:
         name = one["name"]
         if one["is_exported"]:
-            told.append(
+            warnings.append(
                 f"{name} was exported and gives no gradients: maps and P(fake) are those of the detector that it was "
                 f"made from, {one['explained_by']}. Its own numbers may differ a little."
             )
         if one["num_known"]:
-            told.append(
+            warnings.append(
                 f"{name} learnt from {one['num_known']:,} of the {found.info['data']['num_videos']:,} videos, or from "
                 "others of their groups: its P(fake) on them says nothing about new ones."
             )
         if one["num_known"] is None:
-            told.append(f"{name} does not record what it learnt from: it may know these faces.")
+            warnings.append(f"{name} does not record what it learnt from: it may know these faces.")
         if min(one["cells"]) < 3:
-            told.append(
+            warnings.append(
                 f"A map of {name} has {_cells(one)} cells only: it says next to nothing. See --input-px of train."
             )
-    told += [f"No {row['slice']} video of the split has a face." for row in _empty(found)]
-    return told
+    warnings += [f"No {row['slice']} video of the split has a face." for row in _empty(found)]
+    return warnings
 
 
 def _empty(found: Heatmaps) -> list[Row]:

@@ -158,12 +158,12 @@ def points(row: Mapping[str, Any]) -> list[str]:
 
 def caveats(num_seeds: int, num_videos: int, split: str = "test") -> list[str]:
     """Warnings about few trainings, and about few videos that they were measured on."""
-    told = []
+    warnings = []
     if num_seeds < MIN_SEEDS:
-        told.append(f"Only {count(num_seeds, 'seed')}: the variation between trainings is poorly known.")
+        warnings.append(f"Only {count(num_seeds, 'seed')}: the variation between trainings is poorly known.")
     if num_videos < MIN_VIDEOS:
-        told.append(f"Only {count(num_videos, f'{split} video')}: small differences cannot be detected.")
-    return told
+        warnings.append(f"Only {count(num_videos, f'{split} video')}: small differences cannot be detected.")
+    return warnings
 
 
 def options(settings: Mapping[str, Any]) -> str:

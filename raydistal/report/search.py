@@ -94,13 +94,13 @@ def tiles(found: Search) -> list[Tile]:
 def notices(found: Search) -> list[str]:
     """What a reader must know before believing the numbers."""
     num_trials, num_videos = len(found.rows), sum(found.info["val"].values())
-    told = [
+    warnings = [
         f"The best of {count(num_trials, 'trial')} was chosen on the same {count(num_videos, 'video')} that it is "
         "measured on, so its number is optimistic. Measure it on a test split, see below."
     ]
     if num_failed := found.info["counts"]["failed"]:
-        told.append(f"{count(num_failed, 'trial')} failed, see below. The same command tries them again.")
-    return told + page.caveats(found.config["seeds"], num_videos, "val")
+        warnings.append(f"{count(num_failed, 'trial')} failed, see below. The same command tries them again.")
+    return warnings + page.caveats(found.config["seeds"], num_videos, "val")
 
 
 def trade_offs(found: Search) -> Picture:
@@ -155,24 +155,24 @@ def by_alpha(found: Search) -> Table:
     value = {(point["alpha"], *(point[name] for name in others)): point[metric] for point in found.points}
     rows: list[list[Cell]] = []
     for rest in sorted({key[1:] for key in value}):
-        told = " ".join(f"{name}={_short(one)}" for name, one in zip(others, rest, strict=True))
-        rows.append([Cell(told or f"{NAMES[metric]} %"), *(percent(value.get((alpha, *rest))) for alpha in alphas)])
+        setting = " ".join(f"{name}={_short(one)}" for name, one in zip(others, rest, strict=True))
+        rows.append([Cell(setting or f"{NAMES[metric]} %"), *(percent(value.get((alpha, *rest))) for alpha in alphas)])
     columns = [f"{NAMES[metric]} %" if others else "alpha", *map(_short, alphas)]
     return Table("By alpha, the weight of the teachers against that of the labels", columns, rows)
 
 
 def evidence(found: Search) -> Table:
     """What a bisection tried, from the smallest to the largest."""
-    told, metric = found.info["bisect"], found.config["metric"]
+    bisection, metric = found.info["bisect"], found.config["metric"]
     rows: list[list[Cell]] = []
-    for one in told["evidence"]:
+    for one in bisection["evidence"]:
         cells = [Cell(_short(one["value"])), percent(one["mean"])]
-        if told["varied"] == "data":
+        if bisection["varied"] == "data":
             points = {name: None if "low" not in one else one[name] for name in ("difference", "low", "high")}
             cells.append(percent(*points.values()))
         rows.append([*cells, Cell("yes" if one["holds"] else "no", one["verdict"] if "low" in one else "")])
-    columns = [_name(told["varied"]), f"{NAMES[metric]} %"]
-    columns += ["against all of the data, points"] * (told["varied"] == "data")
+    columns = [_name(bisection["varied"]), f"{NAMES[metric]} %"]
+    columns += ["against all of the data, points"] * (bisection["varied"] == "data")
     return Table("What was tried", [*columns, "holds"], rows)
 
 

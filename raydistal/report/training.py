@@ -98,13 +98,13 @@ def losses(pruned: About) -> str:
     """What pruning took away, in words."""
     before, after = pruned["before"], pruned["after"]
     kinds = {"params": "parameters", "macs": "multiply-accumulates (MACs)", "channels": "channels"}
-    said = [
+    phrases = [
         f"{percent(1 - after[key] / before[key]).text} % of the {kind}, from {millions(before[key])} to "
         f"{millions(after[key])}"
         for key, kind in kinds.items()
     ]
     how = "One step" if len(pruned["steps"]) == 1 else f"{len(pruned['steps'])} steps, with training after each,"
-    return f"{how} removed {', '.join(said[:-1])}, and {said[-1]}. The target was {_aim(pruned)}."
+    return f"{how} removed {', '.join(phrases[:-1])}, and {phrases[-1]}. The target was {_aim(pruned)}."
 
 
 def _aim(pruned: About) -> str:
@@ -202,14 +202,14 @@ def course(about: About) -> str:
     if not history:
         return "No epoch was trained."
     first, last = history[0], history[-1]
-    said = (
+    text = (
         f"{count(len(history), 'epoch')}: the training loss went from {first['train_loss']:.3f} to "
         f"{last['train_loss']:.3f}. Epoch {best['epoch'] + 1} was kept"
     )
     if best["val_loss"] is None:
-        return f"{said}."
+        return f"{text}."
     accuracy, auc = percent(best["val_accuracy"]).text, decimal(best["val_auc"]).text
-    return f"{said}, with a validation loss of {best['val_loss']:.3f}, an accuracy of {accuracy} % and an AUC of {auc}."
+    return f"{text}, with a validation loss of {best['val_loss']:.3f}, an accuracy of {accuracy} % and an AUC of {auc}."
 
 
 def epochs(about: About) -> Table:

@@ -29,7 +29,7 @@ from raydistal.search.strategies import Bisection
 MEASURED = ("accuracy", "auc", "loss", "num_params", "macs", "size_mb", "images", "seconds")
 FAILED = {"holds": False, "verdict": "failed", "text": "A trial of it failed."}
 
-Said = dict[str, Any]
+Finding = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Criteria:
     _tried: dict[str, list[Tried]] = field(default_factory=dict, init=False)
     """By `key(point)`, as their scores are files."""
 
-    def by_floor(self, point: Point) -> Said:
+    def by_floor(self, point: Point) -> Finding:
         """Whether the mean over seeds, on the faces of val, is at least the floor."""
         rows = self._rows(point)
         if any(row["status"] != "ok" for row in rows):
@@ -66,19 +66,19 @@ class Criteria:
             "text": text,
         }
 
-    def by_test(self, point: Point, other: Point, versus: Versus) -> Said:
+    def by_test(self, point: Point, other: Point, versus: Versus) -> Finding:
         """Whether a share of the data does as well as all of it, or better than a random one.
 
         By `comparison.verdict`, on the videos of val.
         """
-        said = {"value": point["data"], "mean": None}
+        finding = {"value": point["data"], "mean": None}
         if any(row["status"] != "ok" for row in self._rows(point) + self._rows(other)):
-            return said | FAILED
+            return finding | FAILED
         this, that = (self._draws(one, self.metric) for one in (point, other))
         learnt = any(self._draws(one, "auc").interval(0.0, 1.0)[0] > 0.5 for one in (point, other))
         name = f"{point['data']:g} of the data"
         found = verdict(self.architecture, name, self.metric, versus, this.minus(that), self.margin, learnt)
-        return said | found | {"mean": this.value, "holds": found["verdict"] in ("non-inferior", "better")}
+        return finding | found | {"mean": this.value, "holds": found["verdict"] in ("non-inferior", "better")}
 
     def _rows(self, point: Point) -> list[Row]:
         return [self.rows[Trial(point, seed).id] for seed in range(self.num_seeds)]
@@ -101,7 +101,7 @@ class Criteria:
         return tried
 
 
-def summarize(rows: Sequence[Row], metric: Metric, objectives: Mapping[str, bool]) -> Said:
+def summarize(rows: Sequence[Row], metric: Metric, objectives: Mapping[str, bool]) -> Finding:
     """The points with their means over finished seeds, the best one, and the Pareto front.
 
     Args:
@@ -113,7 +113,7 @@ def summarize(rows: Sequence[Row], metric: Metric, objectives: Mapping[str, bool
     for row in rows:
         if row["status"] == "ok":
             by_point.setdefault(key(Trial.of(row).point), []).append(row)
-    points: list[Said] = [
+    points: list[Finding] = [
         {"id": name, **Trial.of(some[0]).point, "num_seeds": len(some)}
         | {column: float(np.mean([row[column] for row in some])) for column in MEASURED}
         for name, some in by_point.items()
@@ -131,7 +131,7 @@ def summarize(rows: Sequence[Row], metric: Metric, objectives: Mapping[str, bool
     }
 
 
-def answer(bisection: Bisection, criteria: Criteria, varied: str) -> Said:
+def answer(bisection: Bisection, criteria: Criteria, varied: str) -> Finding:
     """The answer of a bisection, in numbers and in words, and its evidence."""
     step, references = bisection.step, bisection.references
     value = {number: float(bisection.points[number][varied]) for number in bisection.judged}
@@ -145,24 +145,24 @@ def answer(bisection: Bisection, criteria: Criteria, varied: str) -> Said:
     floor = f"keeps {criteria.metric} at {criteria.floor:g} or more"
     what = floor if is_prune else "is non-inferior to all of the data"
     kind = "prune ratio" if is_prune else "share of the data"
-    said = [f"No {kind} that was tried {what}."]
+    sentences = [f"No {kind} that was tried {what}."]
     if any(one["verdict"] == "cannot tell" for one in evidence):
-        said.append("For some it cannot be told: more val videos or --seeds would tell.")
+        sentences.append("For some it cannot be told: more val videos or --seeds would tell.")
     versus_random = None
     if step.answer is not None:
-        said[0] = f"{value[step.answer]:g} is the {'largest' if is_prune else 'smallest'} {kind} that {what}."
+        sentences[0] = f"{value[step.answer]:g} is the {'largest' if is_prune else 'smallest'} {kind} that {what}."
         if references:
             found = bisection.points[step.answer]
             versus_random = criteria.by_test(found, found | {"set": "random"}, "random")
-            said.append(versus_random["text"])
+            sentences.append(versus_random["text"])
     for number in step.contradictions:
-        said.append(
+        sentences.append(
             f"But {value[number]:g} does so too, though a milder one does not: that is chance. Use more --seeds."
         )
     return {
         "varied": varied,
         "answer": None if step.answer is None else value[step.answer],
-        "text": " ".join(said),
+        "text": " ".join(sentences),
         "evidence": evidence,
         "versus_random": versus_random,
         "contradictions": [value[number] for number in step.contradictions],

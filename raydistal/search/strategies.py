@@ -87,10 +87,10 @@ class Sampled:
         )
         self._distributions = {dimension.name: _distribution(dimension) for dimension in space}
         self._open: dict[str, optuna.Trial] = {}
-        self._told: set[str] = set()
+        self._done: set[str] = set()
 
     def ask(self) -> Point | None:
-        num_known = len(self._told) + len(self._open)
+        num_known = len(self._done) + len(self._open)
         if self._is_exhausted or num_known >= self.num or len(self._open) >= self.num_open:
             return None
         if self._left is not None:
@@ -110,7 +110,7 @@ class Sampled:
         return None
 
     def tell(self, point: Point, values: Sequence[float] | None, stopped_at: int = 0) -> None:
-        self._told.add(key(point))
+        self._done.add(key(point))
         trial = self._open.pop(key(point), None)
         state = TrialState.FAIL if values is None else TrialState.PRUNED if stopped_at else TrialState.COMPLETE
         reached = {stopped_at: values[0]} if values and stopped_at else {}
@@ -133,11 +133,11 @@ class Sampled:
 
     @property
     def is_finished(self) -> bool:
-        is_empty = self._left is not None and all(key(self._point(choice)) in self._told for choice in self._left)
-        return len(self._told) >= self.num or is_empty or (self._is_exhausted and not self._open)
+        is_empty = self._left is not None and all(key(self._point(choice)) in self._done for choice in self._left)
+        return len(self._done) >= self.num or is_empty or (self._is_exhausted and not self._open)
 
     def _known(self) -> set[str]:
-        return self._told | set(self._open)
+        return self._done | set(self._open)
 
     def _point(self, params: Mapping[str, Any]) -> Point:
         found = {}
@@ -187,18 +187,18 @@ class Bisection:
     ) -> None:
         self.points, self.judge, self.references, self.controls = points, judge, references, controls
         self._asked: set[str] = set()
-        self._told: set[str] = set()
+        self._done: set[str] = set()
         self._holds: dict[int, bool] = {}
 
     def ask(self) -> Point | None:
         for point in self._wanted():
-            if key(point) not in self._asked | self._told:
+            if key(point) not in self._asked | self._done:
                 self._asked.add(key(point))
                 return point
         return None
 
     def tell(self, point: Point, values: Sequence[float] | None, stopped_at: int = 0) -> None:  # noqa: ARG002
-        self._told.add(key(point))
+        self._done.add(key(point))
 
     @property
     def is_finished(self) -> bool:
@@ -212,9 +212,9 @@ class Bisection:
     @property
     def step(self) -> Step:
         """Where it stands; no answer while a reference is missing."""
-        if all(key(point) in self._told for point in self.references):
+        if all(key(point) in self._done for point in self.references):
             for number, point in enumerate(self.points):
-                if key(point) in self._told and number not in self._holds:
+                if key(point) in self._done and number not in self._holds:
                     self._holds[number] = self.judge(point)
         return bisect(self._holds, len(self.points))
 
@@ -224,4 +224,4 @@ class Bisection:
         wanted = [*self.references, *(self.points[number] for number in step.todo)]
         if not step.todo and step.answer is not None:
             wanted += self.controls(self.points[step.answer])
-        return [point for point in wanted if key(point) not in self._told]
+        return [point for point in wanted if key(point) not in self._done]

@@ -123,11 +123,11 @@ class Web:
     def __init__(
         self, app: App, name: str, about: dict[str, Any], num_examiners: int, examiner: DeploymentHandle[Any]
     ) -> None:
-        told = examine.describe(name, about, app.settings())
+        description = examine.describe(name, about, app.settings())
         self.allowed_hosts, limits = app.allowed_hosts, dataclasses.asdict(app.limits)
         self.about = answers.About(
-            detector=told["detector"],
-            protocol=told["protocol"],
+            detector=description["detector"],
+            protocol=description["protocol"],
             limits=answers.LimitsTold(**{name: limits[name] for name in answers.LimitsTold.model_fields}),
         )
         self.examiner = examiner.options(stream=True)

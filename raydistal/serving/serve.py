@@ -96,9 +96,9 @@ def run(config: Config) -> dict[str, Any]:
 def _why(error: Exception, status: "ApplicationStatusOverview | None") -> str:
     """Why the app did not start: the last line of what a deployment that failed says, else of the error."""
     name, text = "Ray Serve", str(error)
-    for deployment, told in status.deployments.items() if status else ():
-        if told.status == "DEPLOY_FAILED":
-            name, text = deployment, told.message
+    for deployment, state in status.deployments.items() if status else ():
+        if state.status == "DEPLOY_FAILED":
+            name, text = deployment, state.message
     line = text.strip().splitlines()[-1].removeprefix("raydistal.errors.UserError: ")
     return f"the app did not start. {name}: {line}"
 

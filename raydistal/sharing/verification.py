@@ -14,8 +14,8 @@ def differing(shared: pa.Table, videos: pa.Table) -> pa.Array:
     """For each row of a set, the columns in which the run's `videos` differ from it; null if they have no such row."""
     rows = {row["video_id"]: row for row in videos.select(["video_id", *KEPT]).to_pylist()}
     names = [
-        None if (row := rows.get(told["video_id"])) is None else ", ".join(n for n in KEPT if row[n] != told[n])
-        for told in shared.select(["video_id", *KEPT]).to_pylist()
+        None if (row := rows.get(set_row["video_id"])) is None else ", ".join(n for n in KEPT if row[n] != set_row[n])
+        for set_row in shared.select(["video_id", *KEPT]).to_pylist()
     ]
     return pa.array(names, pa.string())
 
@@ -28,12 +28,12 @@ def verdict(shared: Mapping[str, Any], faces: Mapping[str, Any] | None, size_px:
         faces: row of the run's `faces`; None if there is none.
         size_px: side of the crops.
     """
-    told = {"video_id": shared["video_id"], "path": shared["path"], "num_faces": len(shared["frame_index"])}
+    row = {"video_id": shared["video_id"], "path": shared["path"], "num_faces": len(shared["frame_index"])}
     if faces is None or shared["differing"] is None:
-        return told | {"status": "missing", "detail": "no row of it in the run", "num_exact": 0}
+        return row | {"status": "missing", "detail": "no row of it in the run", "num_exact": 0}
     if faces["status"] != shared["status"]:
         status = faces["status"] if faces["status"] in ("missing", "other_file") else "failed"
-        return told | {"status": status, "detail": f"{faces['status']}: {faces['error']}", "num_exact": 0}
+        return row | {"status": status, "detail": f"{faces['status']}: {faces['error']}", "num_exact": 0}
     is_exact = _exact_faces(shared, faces, size_px)
     num_more = len(set(faces["frame_index"]) - set(shared["frame_index"]))
     detail = [f"{shared['differing']} not as shared"] if shared["differing"] else []
@@ -42,7 +42,7 @@ def verdict(shared: Mapping[str, Any], faces: Mapping[str, Any] | None, size_px:
     if num_more:
         detail.append(f"{num_more} faces more than shared")
     status = "row_differs" if shared["differing"] else "faces_differ" if detail else "exact"
-    return told | {"status": status, "detail": "; ".join(detail) or None, "num_exact": sum(is_exact)}
+    return row | {"status": status, "detail": "; ".join(detail) or None, "num_exact": sum(is_exact)}
 
 
 def _exact_faces(shared: Mapping[str, Any], faces: Mapping[str, Any], size_px: int) -> list[bool]:

@@ -102,7 +102,7 @@ def _video(
         assert tick
         sound = sound_packets(path, container, start_s, float(index.pts_s_N[-1])) if has_sound else iter(())
         ticks_N = np.round((index.pts_s_N - start_s) / float(tick)).astype(np.int64).tolist()
-        sound_s, told, num_done = -np.inf, time.monotonic(), 0
+        sound_s, reported_at, num_done = -np.inf, time.monotonic(), 0
         for frame in chain([first], frames):
             picture = canvas.drawn(frame)
             picture.pts, picture.time_base = ticks_N[frame.index], tick
@@ -113,8 +113,8 @@ def _video(
                 sound_s = packet[0]
                 container.mux(packet[1])
             num_done += 1
-            if time.monotonic() - told > REPORT_EVERY_S:
-                told = time.monotonic()
+            if time.monotonic() - reported_at > REPORT_EVERY_S:
+                reported_at = time.monotonic()
                 yield _progress(num_done, len(ticks_N))
         container.mux(stream.encode(None))
         for _, packet_left in sound:

@@ -272,8 +272,8 @@ def _draw(
     name = "annotated.jpg" if found["video"]["is_picture"] else "annotated.mp4"
     out, sandbox = os.path.join(folder, name), _sandbox("annotate", watched.settings)
     try:
-        for told in sandbox.stream(path=path, out=out, tracks=_to_draw(found["tracks"], watched, faces)):
-            yield Progress("drawing", told["frames_done"][-1].as_py(), told["total"][-1].as_py())
+        for progress in sandbox.stream(path=path, out=out, tracks=_to_draw(found["tracks"], watched, faces)):
+            yield Progress("drawing", progress["frames_done"][-1].as_py(), progress["total"][-1].as_py())
         found["annotated"] = name
     except VideoError as failure:
         found["error"] = f"the video could be examined, but not drawn on: {failure}"

@@ -101,14 +101,15 @@ def judge_video(
     sampled = [face for face in faces if face.is_sampled]
     probability = _mean(sampled) if sampled else None
     counts = 2 * sum(face.track in numbers for face in sampled) >= max(1, len(sampled))
-    said = [(track["verdict"], _of_track(track, num_frames), track["probability"]) for track in judged]
+    candidates = [(track["verdict"], _of_track(track, num_frames), track["probability"]) for track in judged]
     if probability is not None and counts:
-        said.insert(0, (band.verdict(probability), _of_video(len(sampled), num_frames), probability))
-    if not said:
+        candidates.insert(0, (band.verdict(probability), _of_video(len(sampled), num_frames), probability))
+    if not candidates:
         return _judgement(
             "ok", "unsure", probability, f"No face was seen in {MIN_FACES} frames or more: too little to judge by."
         )
-    verdict, who, decisive = max(said, key=lambda one: ALARMING.index(one[0]))  # of equals the first: the video itself
+    # Of equals the first: the video itself.
+    verdict, who, decisive = max(candidates, key=lambda one: ALARMING.index(one[0]))
     return _judgement("ok", verdict, probability, _reason(verdict, who, decisive, band))
 
 

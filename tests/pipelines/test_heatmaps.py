@@ -124,7 +124,7 @@ def test_the_same_again_is_only_drawn(made, place, no_cluster):
 def choose(place, **changes):
     """With one large group and two small ones."""
     asked = config(place, "nowhere", **changes)
-    videos = heatmaps._asked(asked).videos
+    videos = heatmaps._request(asked).videos
     group_id = [{"g06": "g06", "g07": "g07"}.get(group, "large") for group in videos["group_id"].to_pylist()]
     return heatmaps._choose(asked, videos.set_column(3, "group_id", pa.array(group_id)))
 
