@@ -22,7 +22,7 @@ def _is_compile_supported(device: str) -> bool:
     return bool(is_compile_supported(device))
 
 
-def _disable(function: Any = None, recursive: Any = True, *, reason: Any = None) -> Any:
+def _disable(function: Any = None, recursive: Any = True, *, reason: Any = None) -> Any:  # noqa: ARG001
     return _disable_dynamo(function, recursive)
 
 
