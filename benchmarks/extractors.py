@@ -21,7 +21,7 @@ from benchmarks import clips
 from benchmarks.measure import Cost, clock
 from raydistal import schemas, tables
 from raydistal.faces.look import look
-from raydistal.features.backbones import FeatureExtractor, feature_dim, load_weights
+from raydistal.features.backbones import FeatureExtractor, feature_dim, load
 from raydistal.pipelines import extract
 from raydistal.pipelines.connection import connect
 
@@ -41,7 +41,7 @@ def features_by(backbone: str) -> extract.Features:
     """The network with random weights in a file: as fast as trained ones, and nothing to download."""
     path = clips.FOLDER / f"{backbone.replace(':', '-')}.safetensors"
     if not path.exists():
-        save_file(load_weights(backbone, "random"), path)
+        save_file(load(backbone, "random").network.state_dict(), path)
     return extract.Features(backbone=backbone, weights=str(path.absolute()))
 
 
@@ -148,8 +148,7 @@ def by_daft(videos: list[Video], features: extract.Features) -> Cost:
 
 def _extractor(features: extract.Features) -> FeatureExtractor:
     torch.set_num_threads(1)
-    state = load_weights(features.backbone, features.weights)
-    return FeatureExtractor(features.backbone, state, features.precision)
+    return FeatureExtractor(load(features.backbone, features.weights), features.precision)
 
 
 def _look(video_id: str, path: str) -> pa.Table:

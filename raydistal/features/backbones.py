@@ -95,8 +95,8 @@ class Backbone(nn.Module):
         return features
 
 
-def load_weights(name: str, weights: str) -> dict[str, torch.Tensor]:
-    """The state dict that `Backbone(name).network` needs.
+def load(name: str, weights: str) -> Backbone:
+    """The backbone with these weights, on the CPU.
 
     Args:
         name: as in the module's list.
@@ -109,14 +109,20 @@ def load_weights(name: str, weights: str) -> dict[str, torch.Tensor]:
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return dict(Backbone(name).network.state_dict())
-    with torch.device("meta"):  # shapes alone
-        needed = Backbone(name).network.state_dict()
+            return Backbone(name)
+    with torch.device("meta"):  # no memory or time for initial values that are replaced at once
+        backbone = Backbone(name)
+    needed = backbone.network.state_dict()
     given = imagenet_state(name) if weights == "imagenet" else read_state(weights)
     heads = {key for key in given if key not in needed and key.startswith(("classifier.", "fc.", "head"))}
     if misfit := find_misfit({key: given[key] for key in given if key not in heads}, needed):
         raise UserError(f"the weights {weights} do not fit {name}: {misfit}. {WAYS_OUT}")
-    return {key: given[key] for key in needed}
+    state = {key: given[key] for key in needed}
+    backbone.network.load_state_dict(state, assign=True)
+    if any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers())):
+        backbone = Backbone(name)  # with real tensors, as it has constants that no state dict holds
+        backbone.network.load_state_dict(state)
+    return backbone
 
 
 def find_misfit(given: State, needed: State) -> str:
@@ -147,20 +153,13 @@ class FeatureExtractor:
     """Runs a backbone on one device.
 
     Args:
-        name: see the module's list.
-        state: from `load_weights`.
+        backbone: from `load`; it is converted in place.
         precision: float32, bfloat16, or auto: bfloat16 where the device computes it natively (2 to 3 times faster;
             features differ by less than 1 %).
         device: "cpu" or "cuda".
     """
 
-    def __init__(self, name: str, state: State, precision: str = "auto", device: str = "cpu") -> None:
-        with torch.device("meta"):  # no memory or time for initial values that are replaced at once
-            backbone = Backbone(name)
-        backbone.network.load_state_dict(dict(state), assign=True)
-        if any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers())):
-            backbone = Backbone(name)  # with real tensors, as it has constants that no state dict holds
-            backbone.network.load_state_dict(dict(state))
+    def __init__(self, backbone: Backbone, precision: str = "auto", device: str = "cpu") -> None:
         dtype = (
             torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and _has_bf16(device)) else torch.float
         )

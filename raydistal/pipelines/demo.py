@@ -53,11 +53,11 @@ def run(config: Config) -> dict[str, Any]:
 
 def with_weights(features: extract.Features) -> extract.Features:
     """`features`, with random weights where ImageNet's were asked for and cannot be had. Raises UserError."""
-    from raydistal.features.backbones import feature_dim, load_weights
+    from raydistal.features.backbones import feature_dim, load
 
     feature_dim(features.backbone, extract.Faces().size_px)  # random weights would not mend a wrong backbone
     try:
-        load_weights(features.backbone, features.weights)
+        load(features.backbone, features.weights)
     except UserError as error:
         if features.weights != "imagenet":
             raise

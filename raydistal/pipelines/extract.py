@@ -34,7 +34,7 @@ from raydistal.video.sandbox import Sandbox, kept
 if TYPE_CHECKING:
     import ray
 
-    from raydistal.features.backbones import State
+    from raydistal.features.backbones import Backbone
 
 VIDEOS_PER_PART = 8  # the most an actor loses in a crash; some 80 faces fill a GPU, 8 MB with PNG crops
 COUNTED = ("num_frames_seen", "num_faces", "look_s", "feature_s")  # summed up over all rows
@@ -127,13 +127,13 @@ def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[st
     Raises:
         UserError: bad weights, no manifest, other settings than those of the rows already there, another writer.
     """
-    from raydistal.features.backbones import feature_dim, load_weights, state_digest
+    from raydistal.features.backbones import feature_dim, load, state_digest
 
     began = time.monotonic()
     videos = tables.read_table(config.manifest or storage.join(config.out, "videos"), "index")
-    state = load_weights(config.features.backbone, config.features.weights)
+    backbone = load(config.features.backbone, config.features.weights)
     schema = faces_schema(feature_dim(config.features.backbone, config.faces.size_px))
-    settings = result_settings(config) | {"weights_digest": state_digest(state)}
+    settings = result_settings(config) | {"weights_digest": state_digest(backbone.network.state_dict())}
     out = storage.absolute(storage.join(config.out, "faces"))
 
     with tables.sole_writer(out) as claim:
@@ -150,7 +150,7 @@ def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[st
         totals = dict.fromkeys(COUNTED, 0.0)
         statuses = Counter(tables.count_values(ledger["status"]))
         with Progress("extract", len(pending), unit="videos") as progress:
-            for batch in _stream(config, pending, state, schema, settings, claim) if len(pending) else ():
+            for batch in _stream(config, pending, backbone, schema, settings, claim) if len(pending) else ():
                 for name in totals:
                     totals[name] += pc.sum(batch[name]).as_py() or 0
                 statuses.update(batch["status"].to_pylist())
@@ -180,7 +180,7 @@ def result_settings(config: Config) -> dict[str, Any]:
 def _stream(
     config: Config,
     pending: pa.Table,
-    state: "State",
+    backbone: "Backbone",
     schema: pa.Schema,
     settings: dict[str, Any],
     claim: tables.Claim,
@@ -189,12 +189,12 @@ def _stream(
     import ray
 
     growth = Growth(config.budget.max_nodes, use_gpu(config.device))
-    weights = ray.put(state)  # one copy in the object store for all actors
+    network = ray.put(backbone)  # one copy in the object store for all actors
     return through_actors(
         in_blocks(pending.select(["video_id", "uri", "label"]), growth.cpus_for(len(pending))),
         partial(look_stage, config=config),
         FeatureStage,  # it also writes: a separate stage would start more processes on each node
-        (weights, config.features.backbone, config.features.precision, schema, settings, claim),
+        (network, config.features.precision, schema, settings, claim),
         VIDEOS_PER_PART,
         config.feature_workers,
         growth,
@@ -239,8 +239,7 @@ class FeatureStage:
 
     def __init__(
         self,
-        state: "ray.ObjectRef[State]",
-        backbone: str,
+        backbone: "ray.ObjectRef[Backbone]",
         precision: str,
         schema: pa.Schema,
         settings: dict[str, Any],
@@ -251,7 +250,7 @@ class FeatureStage:
         device = start_torch()
         from raydistal.features.backbones import FeatureExtractor
 
-        self.extract = FeatureExtractor(backbone, ray.get(state), precision, device)
+        self.extract = FeatureExtractor(ray.get(backbone), precision, device)
         self.schema, self.settings, self.claim = schema, settings, claim
         self.no_feature = np.empty((0, schema.field("feature").type.value_type.list_size), np.float16)
 

@@ -146,15 +146,15 @@ def _measure(config: Config, some: pa.Table, scratch: str) -> Measured:
     """Runs the sample through the stages, one after the other."""
     import ray
 
-    from raydistal.features.backbones import feature_dim, load_weights
+    from raydistal.features.backbones import feature_dim, load
 
-    state = load_weights(config.features.backbone, config.features.weights)
+    backbone = load(config.features.backbone, config.features.weights)
     schema = schemas.faces_schema(feature_dim(config.features.backbone, config.faces.size_px))
     end_s, work_s = _extract(config, some, scratch)  # first, on a cluster in the state in which the job will find it
     looked, rows = _look_all(config, some)
     on_gpu, faces = use_gpu("auto"), storage.join(scratch, "faces")
     with tables.sole_writer(storage.join(scratch, "timed")) as claim:
-        arguments: Any = (ray.put(state), config.features.backbone, config.features.precision, schema, {}, claim)
+        arguments: Any = (ray.put(backbone), config.features.precision, schema, {}, claim)
         actor: Any = ray.remote(num_cpus=0 if on_gpu else 1, num_gpus=int(on_gpu))(_actor()).remote(arguments)
         size = extract.VIDEOS_PER_PART
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]

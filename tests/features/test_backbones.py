@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -5,7 +7,7 @@ import torch
 import torchvision
 
 from raydistal.errors import UserError
-from raydistal.features.backbones import Backbone, FeatureExtractor, feature_dim, load_weights, state_digest
+from raydistal.features.backbones import Backbone, FeatureExtractor, feature_dim, load, state_digest
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +16,12 @@ def crops_NHWC():
 
 
 @pytest.fixture(scope="module")
-def resnet_state():
-    return load_weights("resnet50", "random")
+def resnet():
+    return load("resnet50", "random")
+
+
+def digest(backbone):
+    return state_digest(backbone.network.state_dict())
 
 
 @pytest.mark.slow
@@ -31,8 +37,9 @@ def test_vgg16_features_are_those_of_torchvision(crops_NHWC):
         pooled = maps.mean((2, 3)).numpy()
         fc7 = reference.classifier[:5](reference.avgpool(maps).flatten(1)).numpy()
     for name, expected in (("vgg16", pooled), ("vgg16-fc", fc7)):
-        needed = {key: state[key] for key in Backbone(name).network.state_dict()}
-        features_ND = FeatureExtractor(name, needed, "float32")(crops_NHWC)
+        backbone = Backbone(name)
+        backbone.network.load_state_dict({key: state[key] for key in backbone.network.state_dict()})
+        features_ND = FeatureExtractor(backbone, "float32")(crops_NHWC)
         assert features_ND.dtype == np.float16
         np.testing.assert_allclose(features_ND, expected, rtol=2e-3, atol=1e-3)
 
@@ -45,26 +52,27 @@ def test_feature_dim(name, dim):
 
 
 def test_timm_backbone_and_batching(crops_NHWC):
-    extract = FeatureExtractor("timm:resnet18", load_weights("timm:resnet18", "random"), "float32")
+    extract = FeatureExtractor(load("timm:resnet18", "random"), "float32")
     together = extract(crops_NHWC)
     extract.batch_size = 1
     assert together.shape == (3, 512)
     np.testing.assert_allclose(extract(crops_NHWC), together, rtol=1e-2, atol=1e-3)
 
 
-def test_bfloat16_is_near_float32(crops_NHWC, resnet_state):
-    exact = FeatureExtractor("resnet50", resnet_state, "float32")(crops_NHWC).astype(float)
-    rough = FeatureExtractor("resnet50", resnet_state, "bfloat16")(crops_NHWC).astype(float)
+def test_bfloat16_is_near_float32(crops_NHWC, resnet):
+    exact = FeatureExtractor(copy.deepcopy(resnet), "float32")(crops_NHWC).astype(float)
+    rough = FeatureExtractor(copy.deepcopy(resnet), "bfloat16")(crops_NHWC).astype(float)
     assert 0 < np.linalg.norm(rough - exact) / np.linalg.norm(exact) < 0.03
 
 
-def test_random_weights_are_the_same_each_time(resnet_state):
+def test_random_weights_are_the_same_each_time(resnet):
     before = torch.random.get_rng_state()
-    again = load_weights("resnet50", "random")
-    assert state_digest(again) == state_digest(resnet_state)
+    again = load("resnet50", "random")
+    assert digest(again) == digest(resnet)
     assert torch.equal(before, torch.random.get_rng_state())
-    again["conv1.weight"] = again["conv1.weight"] + 1e-6
-    assert state_digest(again) != state_digest(resnet_state)
+    with torch.no_grad():
+        again.network.conv1.weight += 1e-6
+    assert digest(again) != digest(resnet)
 
 
 def test_the_digest_does_not_depend_on_the_memory_format():
@@ -74,24 +82,27 @@ def test_the_digest_does_not_depend_on_the_memory_format():
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_weights_from_a_file_with_or_without_classifier(tmp_path, resnet_state, suffix):
+def test_weights_from_a_file_with_or_without_classifier(tmp_path, resnet, suffix):
     path = tmp_path / f"weights{suffix}"
-    content = {key: value.contiguous() for key, value in resnet_state.items()} | {"fc.weight": torch.zeros(2, 2048)}
+    state = resnet.network.state_dict()
+    content = {key: value.contiguous() for key, value in state.items()} | {"fc.weight": torch.zeros(2, 2048)}
     if suffix == ".pth":
         torch.save({"state_dict": {f"module.{key}": value for key, value in content.items()}}, path)
     else:
         safetensors.torch.save_file(content, path)
-    assert state_digest(load_weights("resnet50", str(path))) == state_digest(resnet_state)
+    backbone = load("resnet50", str(path))
+    assert digest(backbone) == digest(resnet)
+    assert not any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers()))
 
 
-def test_weights_that_do_not_fit(tmp_path, resnet_state):
-    wrong = dict(resnet_state)
+def test_weights_that_do_not_fit(tmp_path, resnet):
+    wrong = dict(resnet.network.state_dict())
     wrong.pop("conv1.weight")
     wrong["bn1.bias"] = torch.zeros(3)
     wrong["surprise"] = torch.zeros(3)
     safetensors.torch.save_file(wrong, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="1 tensors missing, 1 of another shape, 1 unknown") as error:
-        load_weights("resnet50", str(tmp_path / "w.safetensors"))
+        load("resnet50", str(tmp_path / "w.safetensors"))
     assert "--weights random" in str(error.value)
 
 
@@ -99,13 +110,13 @@ def test_weights_that_do_not_fit(tmp_path, resnet_state):
 def test_unreadable_weights(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError, match="cannot read weights"):
-        load_weights("resnet50", str(tmp_path / "w.pth"))
+        load("resnet50", str(tmp_path / "w.pth"))
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path):
     torch.save({"state_dict": print}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="cannot read weights"):
-        load_weights("resnet50", str(tmp_path / "w.pth"))
+        load("resnet50", str(tmp_path / "w.pth"))
 
 
 def test_imagenet_weights_that_cannot_be_had_name_the_ways_out(tmp_path, monkeypatch):
@@ -116,7 +127,7 @@ def test_imagenet_weights_that_cannot_be_had_name_the_ways_out(tmp_path, monkeyp
 
     monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
     with pytest.raises(UserError, match=r"no route to host.*--weights FILE.*--weights random"):
-        load_weights("vgg16", "imagenet")
+        load("vgg16", "imagenet")
 
 
 @pytest.mark.parametrize("name", ["vgg19", "timm:no_such_model", "timm:resnet18.no_such_tag", ""])

@@ -9,7 +9,7 @@ import pytest
 from raydistal import storage, tables
 from raydistal.errors import UserError
 from raydistal.faces import look
-from raydistal.features.backbones import FeatureExtractor, load_weights
+from raydistal.features.backbones import FeatureExtractor, load
 from raydistal.pipelines import extract, streaming
 from raydistal.schemas import faces_schema
 
@@ -78,7 +78,7 @@ def test_features_and_crops_are_those_of_the_stages_alone(cluster, tmp_path, cli
     extract.run(config(tmp_path))
     faces = tables.read_table(str(tmp_path / "faces"), "extract").sort_by("video_id")
     options = {"scale_factor": 1.2, "min_neighbors": 5, "min_face": 0.1, "margin": 0.3, "crops": "png"}
-    network = FeatureExtractor(NETWORK.backbone, load_weights(NETWORK.backbone, "random"), "float32")
+    network = FeatureExtractor(load(NETWORK.backbone, "random"), "float32")
     for number, clip in enumerate(clips[:2]):
         row = look.look(str(clip), clip.name, "even:4", detector="none", size_px=64, **options)
         assert faces["crop"][number].as_py() == row["crop"][0].as_py()
