@@ -89,7 +89,10 @@ def read_info(location: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:  # not JSON, no object
-        raise UserError(f"{place} was not written by raydistal, or is damaged: {error}") from error
+        raise UserError(
+            f"{place} was not written by raydistal, or is damaged: {error}. Remove it and run the command that writes "
+            "this table again: it keeps what is done."
+        ) from error
 
 
 def versions() -> dict[str, str]:

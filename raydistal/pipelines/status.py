@@ -96,7 +96,9 @@ def _ours(location: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:  # not JSON, no archive, no pickle, other keys
-        raise UserError(f"{location} was not written by raydistal, or is damaged: {error!r}") from error
+        raise UserError(
+            f"{location} was not written by raydistal, or is damaged ({error!r}). Give the --out of a verb."
+        ) from error
 
 
 def _writers(out: str, names: list[str]) -> list[State]:
