@@ -1,8 +1,7 @@
 # Only Python 3.11+ and make are needed; everything goes into .venv
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles a module when it is first used: most of them never are, and all of them take most of a minute
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --editable
 
 .PHONY: demo test fast coverage lint bench soak autoscale clean
 
