@@ -62,7 +62,7 @@ def folders(tmp_path_factory, clip_writer):
 
 VERBS = [config.__module__.rsplit(".", 1)[1] for config in cli.RUNS]
 
-NAMED = {"detect": "VIDEOS", "status": "OUT", "compact": "TABLE", "submit": "COMMAND"}  # without an option's name
+NAMED = {"detect": "VIDEO ...", "status": "OUT", "compact": "TABLE", "submit": "COMMAND"}  # without an option's name
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
