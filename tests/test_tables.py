@@ -170,6 +170,7 @@ def test_a_claim_of_a_dead_process_is_taken_over(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_silent_claim_of_another_host_is_taken_over(tmp_path, fast_beats):
     held = {"owner": "x", "host": "another-host", "pid": 1, "beat": 3}
     storage.write_bytes(str(tmp_path / tables.LOCK), json.dumps(held).encode())

@@ -29,6 +29,7 @@ def one(label_N, probability_N, threshold=0.5):
     return {name: float(value_B[0]) for name, value_B in found.items()}
 
 
+@pytest.mark.slow
 @given(BOTH, PROBABILITY)
 def test_every_metric_is_that_of_scikit_learn(rows, threshold):
     label_N, probability_N, weight_1N = columns(rows)
@@ -183,6 +184,7 @@ def test_many_videos_are_aggregated_at_once():
     assert found[7] == probability_N[video_N == 7].max()
 
 
+@pytest.mark.slow
 @given(BOTH)
 def test_the_threshold_has_the_best_balanced_accuracy(rows):
     label_N, probability_N, _ = columns([(label, probability, 1) for label, probability, _ in rows])

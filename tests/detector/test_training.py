@@ -93,6 +93,7 @@ def test_going_on_from_a_state_gives_the_same_bits(name):
     assert read_state(first.state({"told": 1}))["told"] == 1
 
 
+@pytest.mark.slow
 def test_a_lesson_goes_on_from_a_state_too():
     """Its projections and their optimizer are in the state; its bank begins anew with each epoch."""
     whole, first = (training(teacher_loss=distillation("contrastive")) for _ in range(2))

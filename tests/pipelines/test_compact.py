@@ -36,6 +36,7 @@ def ids_of(location):
     return sorted(tables.read_table(location, "extract", ["video_id"])["video_id"].to_pylist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_many_become_one_and_a_second_time_nothing(place, tmp_path, request):
     root = str(tmp_path) if place == "local" else request.getfixturevalue("s3")
@@ -95,6 +96,7 @@ def run_until(location, num_steps, sizes):
     return True
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=7),

@@ -64,6 +64,7 @@ def write_evaluation(folder):
     return place
 
 
+@pytest.mark.slow
 def test_a_loss_on_the_unseen_comes_first(tmp_path, capsys):
     place = write_evaluation(tmp_path)
     config = difference.Config(evaluation=place, before="big", after="small-int8", margin=0.11)

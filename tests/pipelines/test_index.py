@@ -164,6 +164,7 @@ def test_the_same_input_gives_the_same_table_and_the_seed_changes_it(tmp_path):
     assert tables.read_table(str(tmp_path / "run/videos"), "index").drop("uri") == first.drop("uri")
 
 
+@pytest.mark.slow
 def test_on_s3(tmp_path, monkeypatch):
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()

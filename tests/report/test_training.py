@@ -86,6 +86,7 @@ def detector(tmp_path_factory, read_page, hostile):
     return location, training.write(location), read_page(location)
 
 
+@pytest.mark.slow
 def test_files(detector):
     location, path, _ = detector
     assert path == f"{location}/report/index.html"

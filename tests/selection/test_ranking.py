@@ -68,6 +68,7 @@ def minus(mean):
     return math.inf if mean is None else -mean
 
 
+@pytest.mark.slow
 @given(ROWS, st.integers(1, 100))
 def test_equals_algorithm_2(rows, percent):
     videos, representative, uncertainty = dataset(rows)
