@@ -48,14 +48,15 @@ ACTORS_PER_GPU = 8  # each decodes on its own CPU, to keep the GPU busy; each ha
 NUM_SHOWN = 40  # rows on the terminal; all are in the table
 NUM_EXPLAINED = 8
 RESULT = "verdict.json"
-MANY = tyro.conf.arg(metavar="VIDEO ...", help_behavior_hint="(required)")
+# tyro itself would show them as optional
+ONE_OR_MORE = tyro.conf.arg(metavar="VIDEO ...", help_behavior_hint="(required)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Tell whether the faces in videos and pictures are fake."""
 
-    videos: Annotated[tuple[str, ...], tyro.conf.Positional, MANY]
+    videos: Annotated[tuple[str, ...], tyro.conf.Positional, ONE_OR_MORE]
     """Videos, pictures and folders of them, local or s3://..."""
     detector: str
     """Directory of a detector, trained or exported, local or s3://..."""

@@ -156,7 +156,6 @@ def found(compared):
     return comparison.Comparison(tables.read_info(place), tables.read_table(place, "compare").to_pylist())
 
 
-@pytest.mark.slow
 def test_files(compared):
     location, path, _ = compared
     assert path == f"{location}/report/index.html"

@@ -99,7 +99,6 @@ def mean_of(rows, name, **point):
     return float(np.mean(some))
 
 
-@pytest.mark.slow
 def test_files(searched):
     location, path, _ = searched
     assert path == f"{location}/report/index.html"

@@ -86,7 +86,6 @@ def detector(tmp_path_factory, read_page, hostile):
     return location, training.write(location), read_page(location)
 
 
-@pytest.mark.slow
 def test_files(detector):
     location, path, _ = detector
     assert path == f"{location}/report/index.html"
