@@ -98,7 +98,7 @@ def by_plain_processes(videos: list[Video], features: extract.Features, num_proc
 
 def _do_share(videos: list[Video], features: extract.Features, out: str, barrier: Barrier) -> None:
     extractor = _extractor(features)
-    schema = schemas.faces_schema(feature_dim(features.backbone, FACES.size_px))
+    schema = schemas.faces_schema(feature_dim(extractor.backbone, FACES.size_px))
     barrier.wait()
     for start in range(0, len(videos), extract.VIDEOS_PER_PART):
         rows = []
@@ -113,7 +113,7 @@ def by_daft(videos: list[Video], features: extract.Features) -> Cost:
     """Daft's native runner: a user-defined function for each stage, the first in one process per core."""
     os.environ["DAFT_RUNNER"] = "native"  # not Ray, which is there too; set_runner_native() works once only
     daft: Any = importlib.import_module("daft")  # not everybody has it
-    schema = schemas.faces_schema(feature_dim(features.backbone, FACES.size_px))
+    schema = schemas.faces_schema(feature_dim(load(features.backbone, features.weights), FACES.size_px))
     pixels = pa.field("pixels", pa.list_(pa.list_(pa.uint8(), 3 * FACES.size_px**2)))
     looked = pa.struct([*(field for field in schema if field.name not in ("video_id", "feature")), pixels])
     looked_type, feature_type = map(daft.DataType.from_arrow_type, (looked, schema.field("feature").type))

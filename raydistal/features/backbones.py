@@ -76,6 +76,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name
         if name in BACKBONES:
             self.network = BACKBONES[name].build()
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
@@ -177,13 +178,15 @@ class FeatureExtractor:
         return torch.cat(features).clamp(-limit, limit).numpy().astype(np.float16)
 
 
-def feature_dim(name: str, size_px: int) -> int:
-    """D of a backbone for crops of size_px. Raises UserError if the network is unknown or cannot take that size."""
+def feature_dim(backbone: Backbone, size_px: int) -> int:
+    """D of a backbone for crops of size_px, found with one crop. Raises UserError if it cannot take that size."""
     try:
-        with torch.device("meta"), torch.inference_mode():
-            return int(Backbone(name).eval()(torch.empty(1, size_px, size_px, 3)).shape[1])
+        with torch.inference_mode():
+            return int(backbone.eval()(torch.zeros(1, size_px, size_px, 3)).shape[1])
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"{name} cannot take crops of {size_px} pixels: {error}. Choose another --size-px.") from error
+        raise UserError(
+            f"{backbone.name} cannot take crops of {size_px} pixels: {error}. Choose another --size-px."
+        ) from error
 
 
 def timm_config(name: str) -> Any:

@@ -55,14 +55,15 @@ def with_weights(features: extract.Features) -> extract.Features:
     """`features`, with random weights where ImageNet's were asked for and cannot be had. Raises UserError."""
     from raydistal.features.backbones import feature_dim, load
 
-    feature_dim(features.backbone, extract.Faces().size_px)  # random weights would not mend a wrong backbone
     try:
-        load(features.backbone, features.weights)
+        backbone = load(features.backbone, features.weights)
     except UserError as error:
         if features.weights != "imagenet":
             raise
+        features = replace(features, weights="random")
+        backbone = load(features.backbone, features.weights)  # raises again what random weights do not mend
         print(f"demo: {error}\ndemo: going on with RANDOM weights; features mean little.", file=sys.stderr)
-        return replace(features, weights="random")
+    feature_dim(backbone, extract.Faces().size_px)
     return features
 
 

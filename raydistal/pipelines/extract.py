@@ -132,7 +132,7 @@ def run(config: Config, on_part: Callable[[int], None] | None = None) -> dict[st
     began = time.monotonic()
     videos = tables.read_table(config.manifest or storage.join(config.out, "videos"), "index")
     backbone = load(config.features.backbone, config.features.weights)
-    schema = faces_schema(feature_dim(config.features.backbone, config.faces.size_px))
+    schema = faces_schema(feature_dim(backbone, config.faces.size_px))
     settings = result_settings(config) | {"weights_digest": state_digest(backbone.network.state_dict())}
     out = storage.absolute(storage.join(config.out, "faces"))
 

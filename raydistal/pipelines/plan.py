@@ -149,7 +149,7 @@ def _measure(config: Config, some: pa.Table, scratch: str) -> Measured:
     from raydistal.features.backbones import feature_dim, load
 
     backbone = load(config.features.backbone, config.features.weights)
-    schema = schemas.faces_schema(feature_dim(config.features.backbone, config.faces.size_px))
+    schema = schemas.faces_schema(feature_dim(backbone, config.faces.size_px))
     end_s, work_s = _extract(config, some, scratch)  # first, on a cluster in the state in which the job will find it
     looked, rows = _look_all(config, some)
     on_gpu, faces = use_gpu("auto"), storage.join(scratch, "faces")
