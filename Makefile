@@ -11,7 +11,7 @@ demo: .venv/installed ## a synthetic dataset -> index -> extract -> select -> re
 test: .venv/installed-dev ## every test
 	$(BIN)/pytest -n 2
 
-fast: .venv/installed-dev ## the tests that start no Ray cluster and no browser, and take no second each
+fast: .venv/installed-dev ## the tests that start no Ray cluster and no browser, and are quick
 	$(BIN)/pytest -n 2 -m "not ray and not browser and not slow"
 
 coverage: .venv/installed-dev ## the share of raydistal/ that tests without Ray and browser run; child processes do not count

@@ -203,6 +203,7 @@ def test_a_store_that_fails_for_a_moment(s3, through):
     assert min(times.values()) >= 3
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_shows_nothing(s3, through):
     storage.write_bytes(f"{s3}/large", b"old")
     through(lambda method, path: 403 if method == "PUT" and "partNumber=2" in path else None)
@@ -213,6 +214,7 @@ def test_an_upload_that_fails_shows_nothing(s3, through):
     assert storage.read_bytes(f"{s3}/large") == b"old"
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_amid_an_upload_shows_nothing(s3, through):
     storage.write_bytes(f"{s3}/large", b"old")
     child: list[subprocess.Popen] = []

@@ -178,6 +178,7 @@ def test_a_silent_claim_of_another_host_is_taken_over(tmp_path, fast_beats):
         pass
 
 
+@pytest.mark.slow
 def test_a_writer_that_lost_its_claim_stops(tmp_path, fast_beats):
     with tables.sole_writer(str(tmp_path)) as claim:
         other = json.dumps({"owner": "other", "host": "h", "pid": 1, "beat": 0}).encode()
@@ -188,6 +189,7 @@ def test_a_writer_that_lost_its_claim_stops(tmp_path, fast_beats):
     assert (tmp_path / tables.LOCK).read_bytes() == other  # the new owner's claim stays
 
 
+@pytest.mark.slow
 def test_parts_never_show_half(tmp_path):
     """A reader that lists while a writer writes sees whole parts only."""
     location = tmp_path / "faces"

@@ -222,6 +222,7 @@ def keys_of(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
             yield from keys_of(value, (*place, key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "check"), CHECKS)
 def test_a_file_is_valid_and_with_any_key_misspelt_it_is_not(name, check, capsys):
     right = read(name)

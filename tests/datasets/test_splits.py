@@ -37,6 +37,7 @@ ROW = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(ROW, max_size=40), st.integers(), st.randoms())
 def test_invariants(rows, seed, random):
     table, _ = assign(videos(rows), RATIOS, seed)

@@ -133,6 +133,7 @@ def words(found):
     return {one["versus"]: one["verdict"] for one in found["verdicts"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["accuracy", "auc"])
 @pytest.mark.parametrize(
     ("full", "distilled", "random", "frame_count", "expected"),
@@ -147,6 +148,7 @@ def test_verdicts(metric, full, distilled, random, frame_count, expected):
     assert words(found) == dict(zip(("full", "random", "frame_count"), expected, strict=True))
 
 
+@pytest.mark.slow
 def test_seeds_that_disagree_cannot_tell():
     steady = compare([0.90] * 3, [0.90] * 3, [0.80] * 3, [0.80] * 3, margin=0.07)
     assert words(steady) == {"full": "non-inferior", "random": "better", "frame_count": "better"}
@@ -207,6 +209,7 @@ def test_few_groups_cannot_tell():
     assert "The test split has 5 groups, at least 6 are needed." in found["verdicts"][0]["text"]
 
 
+@pytest.mark.slow
 def test_an_auc_rests_on_the_groups_of_the_smaller_class():
     groups = GROUPS.copy()
     groups[(LABELS == 0) & (np.arange(len(groups)) >= 20)] = "g00"
@@ -216,6 +219,7 @@ def test_an_auc_rests_on_the_groups_of_the_smaller_class():
     assert "The test split has 5 groups of one class, at least 6 are needed." in found["verdicts"][0]["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["accuracy", "auc"])
 def test_sets_that_teach_nothing_are_not_called_equal(metric):
     """Half of the videos wrong, whatever they learnt from: the same, and of no use."""

@@ -113,6 +113,7 @@ def test_a_lesson_goes_on_from_a_state_too():
     assert whole.best["weights"].keys() == whole.detector.state_dict().keys()  # without those of the teacher loss
 
 
+@pytest.mark.slow
 def test_a_student_comes_to_say_what_its_teacher_says():
     """At alpha 1 whatever the labels; val is measured by the labels."""
     teacher_loss = distillation("soft", alpha=1.0)

@@ -78,11 +78,16 @@ def files(folder):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("faces", [{"detector": "haar", "crops": "png"}, {"detector": "none", "crops": "jpeg:85"}])
-def test_evaluate_says_the_same(cluster, detectors, media, tmp_path, write_videos, monkeypatch, faces):
+@pytest.mark.parametrize(
+    ("faces", "names"),
+    [
+        ({"detector": "haar", "crops": "png"}, ("detector", "onnx", "int8")),
+        ({"detector": "none", "crops": "jpeg:85"}, ("detector",)),
+    ],
+)
+def test_evaluate_says_the_same(cluster, detectors, media, tmp_path, write_videos, monkeypatch, faces, names):
     paths = sorted(media.iterdir())
     shutil.copytree(detectors, tmp_path / "detectors")
-    names = ("detector", "onnx", "int8")
     for name in names:
         tell(tmp_path / "detectors" / name, **faces)
     run = str(tmp_path / "run")

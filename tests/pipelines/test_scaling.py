@@ -101,6 +101,7 @@ def test_sigterm_is_the_way_out():
     assert signal.getsignal(signal.SIGTERM) is earlier
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "why"),
     [

@@ -176,6 +176,7 @@ def test_names_in_figures():
     assert figures._text("a" * 15 + "b" * 15, NARROW_IN) == "a" * 10 + "…" + "b" * 9
 
 
+@pytest.mark.slow
 def test_picture_is_drawn_for_bright_and_dark_wide_and_narrow():
     picture = figures.picture("frequency", "bars", partial(figures.frequency, **RANKED))
     images = [pixels(png) for png in (picture.light, picture.dark, picture.light_narrow, picture.dark_narrow)]

@@ -96,6 +96,7 @@ def test_equals_algorithm_2(rows, percent):
     assert distilled.to_pylist() == [video | {"rank": number} for number, video in enumerate(ranked[:k_dist])]
 
 
+@pytest.mark.slow
 @given(ROWS)
 def test_balanced(rows):
     order = rank(rows, "balanced")
@@ -139,6 +140,7 @@ def test_groups(rows):
     assert rank(rows, "groups") == expected
 
 
+@pytest.mark.slow
 @given(ROWS, st.sampled_from(ARRANGES), st.randoms())
 def test_covers_all_and_does_not_depend_on_the_order_of_rows(rows, arrange, random):
     tables = dataset(rows)

@@ -63,6 +63,7 @@ def test_equals_the_papers_loop(frames, num_frames):
     assert missing == {0: num_frames // 2 - len(s_real), 1: num_frames // 2 - len(s_fake)}
 
 
+@pytest.mark.slow
 @given(FRAMES_OF_VIDEOS, st.integers(1, 6), st.data())
 def test_any_order_batching_and_merging_gives_the_same(frames, num_per_class, data):
     whole = MostUncertain(num_per_class)

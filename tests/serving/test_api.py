@@ -127,6 +127,7 @@ def finished(server: Server, url: str) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 def test_the_life_of_an_upload(server):
     server.go.clear()
     answer = upload(server)

@@ -50,6 +50,7 @@ def finish(steps):
             return made, end.value
 
 
+@pytest.mark.slow
 def test_two_people_in_a_video(clips, judge, tmp_path):
     steps, found = finish(examine.examine(clips["two"], "a clip.mp4", str(tmp_path), judge, PLAIN))
     assert [(step.stage, step.total) for step in steps] == [("faces", 11)] * 2
@@ -113,6 +114,7 @@ def test_the_probability_is_what_evaluate_gives(clips, judge, faces, tmp_path, c
     assert sampled == pytest.approx(probability_N.tolist(), abs=2e-6)
 
 
+@pytest.mark.slow
 def test_heat_comes_as_a_picture_per_track(clips, judge, tmp_path):
     judge = judge._replace(heat=green)
     _, found = finish(examine.examine(clips["picture"], "two.png", str(tmp_path), judge, Settings()))
@@ -201,6 +203,7 @@ def test_settings_are_checked(bad):
         Settings(**bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "message"),
     [

@@ -16,6 +16,7 @@ def pixels_of(table: pa.Table) -> np.ndarray:
     return crops.flatten().to_numpy().reshape(-1, crops.type.list_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

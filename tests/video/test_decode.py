@@ -150,6 +150,7 @@ def test_picture_with_exif_comes_upright(make_clip, orientation):
     assert frame.shape == frame.luma().shape == frame.rgb().shape[:2]
 
 
+@pytest.mark.slow
 def test_frames_leave_the_memory_without_the_garbage_collector(make_clip):
     path = str(make_clip("clip.mp4", num_frames=12))
     gc.collect()
@@ -281,6 +282,7 @@ def test_a_pattern_in_a_file_name_opens_no_other_file(make_clip, tmp_path):
     assert len(list(decode_frames(str(tmp_path / "%03d.png"), index, np.arange(len(index.pts_s_N))))) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_bytes_end_in_frames_or_a_decode_error(make_clip, clip_bytes, tmp_path, data):
