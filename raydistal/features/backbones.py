@@ -66,7 +66,7 @@ BACKBONES = {
 
 
 class Backbone(nn.Module):
-    """(N, S, S, 3) uint8 crops to (N, D) features; normalisation included.
+    """(N, S, S, 3) uint8 crops to (N, D) features; normalisation included. Always in evaluation mode.
 
     Raises:
         UserError: the name is unknown.
@@ -85,6 +85,7 @@ class Backbone(nn.Module):
             self.mean, self.std = (self.network.pretrained_cfg[key] for key in ("mean", "std"))
         else:
             raise UserError(f"unknown backbone {name!r}: use {', '.join(BACKBONES)} or timm:NAME")
+        self.eval()
 
     def forward(self, crops_NHWC: torch.Tensor) -> torch.Tensor:
         """Features in the precision of the weights."""
@@ -165,7 +166,7 @@ class FeatureExtractor:
             torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and _has_bf16(device)) else torch.float
         )
         # Weights are converted once: autocast does it again for every batch.
-        self.backbone = backbone.eval().to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = backbone.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batch_size = 64 if device == "cuda" else 8  # larger gains nothing and costs memory
 
     @torch.inference_mode()
@@ -182,7 +183,7 @@ def feature_dim(backbone: Backbone, size_px: int) -> int:
     """D of a backbone for crops of size_px, found with one crop. Raises UserError if it cannot take that size."""
     try:
         with torch.inference_mode():
-            return int(backbone.eval()(torch.zeros(1, size_px, size_px, 3)).shape[1])
+            return int(backbone(torch.zeros(1, size_px, size_px, 3)).shape[1])
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"{backbone.name} cannot take crops of {size_px} pixels: {error}. Choose another --size-px."

@@ -52,7 +52,7 @@ def test_workers_killed(arena, clips, head, head_arena):
     assert arena.statuses() == {clip.name: "ok" for clip in clips[:6]} | {"gate.mp4": "ok"}
 
 
-def test_interrupt_leaves_no_process_behind(arena, clips):
+def test_interrupt_leaves_no_process_behind(arena, clips, head):
     gate = arena.gate("gate.mp4")
     arena.index([*clips[:3], gate.path, *clips[3:6]])
     program = arena.extract()
@@ -64,4 +64,6 @@ def test_interrupt_leaves_no_process_behind(arena, clips):
     assert "Traceback" not in err
     program.until(lambda: arena.processes() == {})
     assert not (arena.faces / tables.LOCK).exists()
-    assert len(arena.parts()) == 3
+    gate.become(clips[6])
+    assert arena.extract(**head).summary()["done_before"] == 3
+    assert arena.statuses() == {clip.name: "ok" for clip in clips[:6]} | {"gate.mp4": "ok"}

@@ -3,7 +3,6 @@ from collections import defaultdict
 
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
 from raydistal import schemas, storage, tables
 from raydistal.datasets.layout import video_id
@@ -165,30 +164,18 @@ def test_the_same_input_gives_the_same_table_and_the_seed_changes_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_on_s3(tmp_path, monkeypatch):
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "testing")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        filesystem, _ = storage.resolve("s3://bucket?allow_bucket_creation=true")
-        filesystem.create_dir("bucket")
-        files = celebdf() | {"YouTube-real/ü 100% #1.mp4": ""}
-        for path, text in files.items():
-            storage.write_bytes(f"s3://bucket/set/{path}", text.encode())
-        summary = index.run(index.Config(videos="s3://bucket/set", out="s3://bucket/run"))
-        write(tmp_path / "set", files)
-        local = index.run(index.Config(videos=str(tmp_path / "set"), out=str(tmp_path)))
-        assert summary | {"table": ""} == local | {"table": ""}
-        table = tables.read_table("s3://bucket/run/videos", "index")
-        assert table.drop("uri") == tables.read_table(f"{tmp_path}/videos", "index").drop("uri")
-        assert all(uri.startswith("s3://bucket/set/") for uri in table["uri"].to_pylist())
-        assert all(storage.exists(uri) for uri in table["uri"].to_pylist() if "YouTube" in uri)
-    finally:
-        server.stop()
+def test_on_s3(tmp_path, s3):
+    files = celebdf() | {"YouTube-real/ü 100% #1.mp4": ""}
+    for path, text in files.items():
+        storage.write_bytes(f"{s3}/set/{path}", text.encode())
+    summary = index.run(index.Config(videos=f"{s3}/set", out=f"{s3}/run"))
+    write(tmp_path / "set", files)
+    local = index.run(index.Config(videos=str(tmp_path / "set"), out=str(tmp_path)))
+    assert summary | {"table": ""} == local | {"table": ""}
+    table = tables.read_table(f"{s3}/run/videos", "index")
+    assert table.drop("uri") == tables.read_table(f"{tmp_path}/videos", "index").drop("uri")
+    assert all(uri.startswith(f"{s3}/set/") for uri in table["uri"].to_pylist())
+    assert all(storage.exists(uri) for uri in table["uri"].to_pylist() if "YouTube" in uri)
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_all_on_an_object_store(made, tmp_path, s3):
 
 @pytest.mark.ray
 def test_workers_of_ray_train(made, teacher, tmp_path, cluster):
-    """Two learn, in step, and from a teacher. That one gives the bits of a run in one process: tests/faults."""
+    """Two learn, in step, and from a teacher. What one learns, to the bit, is in tests/faults/test_train.py."""
     teaching = Teaching(teachers=(teacher,), kd="contrastive", negatives=4, kd_weight=0.01)
     asked = config(made, out=str(tmp_path / "d"), compute=epochs.Compute(num_workers=2), teaching=teaching)
     summary = train.fit(asked)
